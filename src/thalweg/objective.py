@@ -1,0 +1,365 @@
+"""objective: a landscape, the loss of a module on data as a function of theta.
+
+Value, gradient and Hessian products are sums over mini-batches, weighted so that they equal the full-data
+quantity for every batch size, a ragged last batch included.
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from thalweg.errors import DataError, ShapeError
+from thalweg.space import Space
+
+Loss = Callable[[Any, Any], Tensor]
+Reduction = Literal["mean", "sum", "none"]
+Batch = tuple[Any, Any]
+
+
+class Objective:
+    """The landscape of a module: R(theta) = Σ_b w_b·loss_b / Σ_b w_b for a mean loss, Σ_b loss_b for a sum.
+
+    The module is copied; the user's own, its buffers and its train/eval mode are never touched.
+
+    Args:
+        module: any `nn.Module`. Its trainable parameters are the coordinates of theta.
+        loss: `loss(outputs, targets) -> Tensor`, a scalar, or one value per element if `reduction="none"`.
+        data: `(inputs, targets)` tensors, or a re-iterable of such pairs (a list, a DataLoader). Inputs may be
+            a tensor, a tuple (positional arguments) or a dict (keyword arguments).
+        reduction: how the loss sums up one batch. Default: the loss's own `.reduction`, else "mean".
+        batch_weight: weight w_b of a batch under a mean, from its targets. Default: number of samples; for a
+            cross-entropy with class weights or ignored targets, the sum of the weights that it divides by.
+        batch_size: split tensors into batches of this many samples. Default: one batch.
+        mode: "eval" (default: the landscape of the network that is deployed) or "train" (BatchNorm uses the
+            statistics of each batch; the value then depends on the batches).
+        dtype: floating type of the computation. Default: the module's own.
+        device: where to compute. Default: the module's own.
+
+    Raises:
+        DataError: the data are empty, of a kind that cannot be read twice, or not pairs.
+        ShapeError: the module has no trainable parameter.
+
+    Example:
+        >>> x = torch.linspace(-1, 1, 5).unsqueeze(1)
+        >>> objective = Objective(nn.Linear(1, 1), nn.MSELoss(), (x, 2 * x), dtype=torch.float64)
+        >>> float(objective.value(torch.tensor([2.0, 0.0], dtype=torch.float64)))
+        0.0
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        loss: Loss,
+        data: Iterable[Batch] | tuple[Tensor, Tensor],
+        *,
+        reduction: Reduction | None = None,
+        batch_weight: Callable[[Any], float] | None = None,
+        batch_size: int | None = None,
+        mode: Literal["eval", "train"] = "eval",
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        self.space = Space.of(module)
+        reference = next(p for p in module.parameters() if p.requires_grad)
+        self.dtype = dtype or reference.dtype
+        self.device = torch.device(device) if device is not None else reference.device
+        self.module = copy.deepcopy(module).to(device=self.device, dtype=self.dtype)
+        self.module.train(mode == "train")
+        self.mode = mode
+        self.loss = loss
+        if isinstance(loss, nn.Module):
+            self.loss = copy.deepcopy(loss).to(device=self.device, dtype=self.dtype)
+        own: Reduction = getattr(loss, "reduction", "mean")
+        self.reduction: Reduction = reduction or own
+        self._batch_weight = batch_weight or _mean_weight(self.loss)
+        self._data = _batches(data, batch_size)
+        self._vectorizes = True
+        trainable = set(self.space.names)
+        self._constants = {n: p.detach() for n, p in self.module.named_parameters() if n not in trainable}
+        self._buffers = dict(self.module.named_buffers())
+
+    # ------------------------------------------------------------------ the landscape
+
+    @property
+    def num_params(self) -> int:
+        """Number of coordinates of theta."""
+        return self.space.num_params
+
+    def theta(self, module: nn.Module | None = None) -> Float[Tensor, " params"]:
+        """Give the point at which a module stands (default: the module this objective was built on)."""
+        return self.space.theta(module or self.module).to(device=self.device, dtype=self.dtype)
+
+    def value(self, theta: Float[Tensor, "*points params"]) -> Float[Tensor, "*points"]:
+        """Compute R(theta) on all data, without a graph.
+
+        Args:
+            theta: one point (params,) or several (points, params).
+
+        Returns:
+            R at each point.
+
+        Raises:
+            ShapeError: theta does not fit the module.
+        """
+        theta = self._checked(theta)
+        if theta.ndim == 1:
+            with torch.no_grad():
+                return self._weighted(lambda batch: self.batch_loss(theta, *batch), theta.new_zeros(()))
+        with torch.no_grad():
+            return self._over_points(lambda t, batch: self.batch_loss(t, *batch), theta)
+
+    def gradient(self, theta: Float[Tensor, "*points params"]) -> Float[Tensor, "*points params"]:
+        """Compute ∇R(theta) on all data.
+
+        Args:
+            theta: one point (params,) or several (points, params).
+
+        Returns:
+            The gradient at each point, the shape of theta.
+
+        Raises:
+            ShapeError: theta does not fit the module.
+        """
+        return self.value_and_gradient(theta)[1]
+
+    def value_and_gradient(
+        self, theta: Float[Tensor, "*points params"]
+    ) -> tuple[Float[Tensor, "*points"], Float[Tensor, "*points params"]]:
+        """Compute R(theta) and ∇R(theta) in one pass over the data.
+
+        Raises:
+            ShapeError: theta does not fit the module.
+        """
+        theta = self._checked(theta)
+        if theta.ndim == 1:
+            packed = self._weighted(lambda b: self._loss_and_slope(theta, b), theta.new_zeros(len(theta) + 1))
+        else:
+            packed = self._over_points(self._traced_loss_and_slope, theta)
+        return packed[..., 0], packed[..., 1:]
+
+    def hvp(
+        self, theta: Float[Tensor, " params"], vector: Float[Tensor, " params"]
+    ) -> Float[Tensor, " params"]:
+        """Compute the Hessian–vector product ∇²R(theta)·v on all data, by double backward.
+
+        Raises:
+            ShapeError: theta or the vector does not fit the module.
+        """
+        return self.hvp_block(theta, vector.unsqueeze(0))[0]
+
+    def hvp_block(
+        self, theta: Float[Tensor, " params"], vectors: Float[Tensor, "vectors params"]
+    ) -> Float[Tensor, "vectors params"]:
+        """Compute ∇²R(theta)·v for several vectors with one gradient graph per batch.
+
+        Args:
+            theta: the point, shape (params,).
+            vectors: one direction per row, shape (vectors, params).
+
+        Returns:
+            One product per row.
+
+        Raises:
+            ShapeError: theta or the vectors do not fit the module.
+        """
+        theta = self._checked(theta)
+        vectors = self._checked(vectors)
+        return self._weighted(lambda b: self._products(theta, vectors, b), torch.zeros_like(vectors))
+
+    def per_sample(self, theta: Float[Tensor, " params"]) -> Float[Tensor, " samples"]:
+        """Compute the loss of every sample, in the order of the data.
+
+        Raises:
+            ShapeError: theta does not fit the module.
+        """
+        theta = self._checked(theta)
+        pieces = []
+        with torch.no_grad():
+            for inputs, targets in self.batches():
+                outputs = self.apply(theta, inputs)
+                pieces.append(
+                    vmap(lambda o, t: self._reduced(o.unsqueeze(0), t.unsqueeze(0)))(outputs, targets)
+                )
+        return torch.cat(pieces)
+
+    def outputs(self, theta: Float[Tensor, " params"]) -> Tensor:
+        """Compute the module's outputs on all inputs, concatenated along the samples.
+
+        Raises:
+            ShapeError: theta does not fit the module.
+        """
+        theta = self._checked(theta)
+        with torch.no_grad():
+            return torch.cat([self.apply(theta, inputs) for inputs, _ in self.batches()])
+
+    # ------------------------------------------------------------------ one batch
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield the data, moved to the device, floating tensors cast to the dtype."""
+        for inputs, targets in self._data:
+            yield self._placed(inputs), self._placed(targets)
+
+    def apply(self, theta: Float[Tensor, " params"], inputs: Any) -> Any:
+        """Run the module at theta on one batch of inputs; differentiable in theta; no buffer is changed."""
+        buffers = self._buffers
+        if self.module.training:
+            buffers = {name: buffer.clone() for name, buffer in buffers.items()}
+        state = {**self.space.parameters(theta), **self._constants, **buffers}
+        if isinstance(inputs, dict):
+            return functional_call(self.module, state, (), inputs)
+        return functional_call(self.module, state, inputs if isinstance(inputs, tuple) else (inputs,))
+
+    def batch_loss(self, theta: Float[Tensor, " params"], inputs: Any, targets: Any) -> Float[Tensor, ""]:
+        """Compute the loss of one batch at theta, differentiable."""
+        return self._reduced(self.apply(theta, inputs), targets)
+
+    # ------------------------------------------------------------------ sums over the data
+
+    def _reduced(self, outputs: Any, targets: Any) -> Tensor:
+        losses = self.loss(outputs, targets)
+        return losses.mean() if self.reduction == "none" else losses
+
+    def _weighted(self, piece: Callable[[Batch], Tensor], zero: Tensor) -> Tensor:
+        total, weights = zero, 0.0
+        for batch in self.batches():
+            weight = 1.0 if self.reduction == "sum" else self._batch_weight(batch[1])
+            if weight:
+                total = total + weight * piece(batch)
+            weights += weight
+        return total if self.reduction == "sum" else total / weights
+
+    def _over_points(self, piece: Callable[[Tensor, Batch], Tensor], theta: Tensor) -> Tensor:
+        """Batch the points with vmap; loop where the module does what vmap cannot (data-dependent flow)."""
+        if self._vectorizes and not self.module.training:
+            try:
+                return self._weighted(
+                    lambda batch: vmap(lambda t: piece(t, batch), chunk_size=_POINTS_PER_CHUNK)(theta),
+                    theta.new_zeros(()),
+                )
+            except RuntimeError:
+                self._vectorizes = False
+        return torch.stack(
+            [self._weighted(lambda batch, t=t: piece(t, batch), theta.new_zeros(())) for t in theta]  # type: ignore[misc]
+        )
+
+    def _loss_and_slope(self, theta: Tensor, batch: Batch) -> Tensor:
+        point = theta.detach().requires_grad_()
+        loss = self.batch_loss(point, *batch)
+        (slope,) = torch.autograd.grad(loss, point)
+        return torch.cat([loss.detach().reshape(1), slope])
+
+    def _traced_loss_and_slope(self, theta: Tensor, batch: Batch) -> Tensor:
+        slope, loss = torch.func.grad_and_value(lambda t: self.batch_loss(t, *batch))(theta)
+        return torch.cat([loss.reshape(1), slope])
+
+    def _products(self, theta: Tensor, vectors: Tensor, batch: Batch) -> Tensor:
+        point = theta.detach().requires_grad_()
+        with _twice_differentiable():
+            loss = self.batch_loss(point, *batch)
+            (slope,) = torch.autograd.grad(loss, point, create_graph=True)
+            if not slope.requires_grad:  # the loss is affine in theta
+                return torch.zeros_like(vectors)
+            if len(vectors) == 1:
+                return _product(slope, point, vectors[0], keep=False).unsqueeze(0)
+            try:
+                (products,) = torch.autograd.grad(
+                    slope, point, vectors, is_grads_batched=True, retain_graph=True, materialize_grads=True
+                )
+            except RuntimeError:  # an operation without a batching rule
+                return torch.stack([_product(slope, point, v, keep=True) for v in vectors])
+            return products.detach()
+
+    # ------------------------------------------------------------------ borders
+
+    def _checked(self, theta: Tensor) -> Tensor:
+        if theta.ndim not in (1, 2) or theta.shape[-1] != self.num_params:
+            raise ShapeError(
+                f"Expected theta of shape ({self.num_params},) or (points, {self.num_params}). "
+                f"Got {tuple(theta.shape)}. Build it with Objective.theta(module)."
+            )
+        return theta.detach().to(device=self.device, dtype=self.dtype)
+
+    def _placed(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            if value.is_floating_point():
+                return value.to(device=self.device, dtype=self.dtype)
+            return value.to(device=self.device)
+        if isinstance(value, tuple | list):
+            return tuple(self._placed(v) for v in value)
+        if isinstance(value, dict):
+            return {k: self._placed(v) for k, v in value.items()}
+        return value
+
+
+# Points per vmap chunk. Chosen by us: larger chunks do not pay on a CPU and cost memory in proportion.
+_POINTS_PER_CHUNK = 64
+
+
+def _twice_differentiable() -> AbstractContextManager[None]:
+    """Fused attention has no second derivative; the plain mathematical form has."""
+    return sdpa_kernel(SDPBackend.MATH)
+
+
+def _product(slope: Tensor, point: Tensor, vector: Tensor, *, keep: bool) -> Tensor:
+    (product,) = torch.autograd.grad(slope, point, vector, retain_graph=keep, materialize_grads=True)
+    return product.detach()
+
+
+def _batches(data: Any, batch_size: int | None) -> Any:
+    if isinstance(data, Iterator):
+        raise DataError(
+            "Expected data that can be read more than once. Got a one-shot iterator. "
+            "Pass a list of (inputs, targets) pairs or a DataLoader."
+        )
+    if isinstance(data, tuple) and len(data) == 2 and all(isinstance(d, Tensor) for d in data):
+        inputs, targets = data
+        if len(inputs) != len(targets) or len(inputs) == 0:
+            raise DataError(
+                f"Expected as many inputs as targets, at least one. Got {len(inputs)} and {len(targets)}. "
+                "Check the data."
+            )
+        size = batch_size or len(inputs)
+        return list(zip(inputs.split(size), targets.split(size), strict=True))
+    if batch_size is not None:
+        raise DataError(
+            "Expected batch_size only with a pair of tensors. Got data that already come in batches. "
+            "Set the batch size of the loader."
+        )
+    try:
+        first = next(iter(data))
+    except StopIteration:
+        raise DataError("Expected at least one batch. Got empty data. Check the loader.") from None
+    if not isinstance(first, tuple | list) or len(first) != 2:
+        raise DataError(
+            f"Expected batches (inputs, targets). Got a {type(first).__name__}. "
+            "Wrap the loader so that it yields pairs."
+        )
+    return data
+
+
+def _mean_weight(loss: Any) -> Callable[[Any], float]:
+    """Weight of a batch under a mean loss: what the loss itself divides by."""
+    if isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss):
+        weight, ignored = loss.weight, loss.ignore_index
+
+        def by_class(targets: Tensor) -> float:
+            if targets.is_floating_point():
+                return float(len(targets))
+            kept = targets[targets != ignored]
+            return float(kept.numel() if weight is None else weight[kept].sum())
+
+        return by_class
+
+    def by_samples(targets: Any) -> float:
+        while not isinstance(targets, Tensor):
+            targets = next(iter(targets.values() if isinstance(targets, dict) else targets))
+        return float(len(targets)) if targets.ndim else 1.0
+
+    return by_samples
