@@ -5,14 +5,16 @@ quantity for every batch size, a ragged last batch included.
 """
 
 import copy
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from thalweg.errors import DataError, ShapeError
@@ -31,11 +33,11 @@ class Objective:
     Args:
         module: any `nn.Module`. Its trainable parameters are the coordinates of theta.
         loss: `loss(outputs, targets) -> Tensor`, a scalar, or one value per element if `reduction="none"`.
-        data: `(inputs, targets)` tensors, or a re-iterable of such pairs (a list, a DataLoader). Inputs may be
-            a tensor, a tuple (positional arguments) or a dict (keyword arguments).
+        data: one pair `(inputs, targets)` whose targets are a tensor, or a re-iterable of pairs (a list, a
+            DataLoader). Inputs may be a tensor, a tuple (positional arguments) or a dict (keyword arguments).
         reduction: how the loss sums up one batch. Default: the loss's own `.reduction`, else "mean".
-        batch_weight: weight w_b of a batch under a mean, from its targets. Default: number of samples; for a
-            cross-entropy with class weights or ignored targets, the sum of the weights that it divides by.
+        batch_weight: weight w_b of a batch under a mean, from its targets. Default: what the loss divides by:
+            the number of samples; for a cross-entropy, the class weights of the targets that it counts.
         batch_size: split tensors into batches of this many samples. Default: one batch.
         mode: "eval" (default: the landscape of the network that is deployed) or "train" (BatchNorm uses the
             statistics of each batch; the value then depends on the batches).
@@ -43,8 +45,9 @@ class Objective:
         device: where to compute. Default: the module's own.
 
     Raises:
-        DataError: the data are empty, of a kind that cannot be read twice, or not pairs.
-        ShapeError: the module has no trainable parameter.
+        DataError: the data are empty, of a kind that cannot be read twice, or not pairs; on use, no target
+            counts in the loss.
+        ShapeError: the module has no trainable parameter; on use, the loss is not a scalar.
 
     Example:
         >>> x = torch.linspace(-1, 1, 5).unsqueeze(1)
@@ -53,7 +56,7 @@ class Objective:
         0.0
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one noun, built once: each keyword is a property of the landscape
         self,
         module: nn.Module,
         loss: Loss,
@@ -72,20 +75,19 @@ class Objective:
         self.device = torch.device(device) if device is not None else reference.device
         self.module = copy.deepcopy(module).to(device=self.device, dtype=self.dtype)
         self.module.train(mode == "train")
-        self.mode = mode
+        self.mode: Literal["eval", "train"] = mode
         self.loss = loss
         if isinstance(loss, nn.Module):
             self.loss = copy.deepcopy(loss).to(device=self.device, dtype=self.dtype)
-        own: Reduction = getattr(loss, "reduction", "mean")
+        options = loss.keywords if isinstance(loss, functools.partial) else {}
+        own: Reduction = options.get("reduction", getattr(loss, "reduction", "mean"))
         self.reduction: Reduction = reduction or own
-        self._batch_weight = batch_weight or _mean_weight(self.loss)
+        self._batch_weight = batch_weight or _mean_weight(self.loss, self.reduction)
         self._data = _batches(data, batch_size)
         self._vectorizes = True
         trainable = set(self.space.names)
         self._constants = {n: p.detach() for n, p in self.module.named_parameters() if n not in trainable}
         self._buffers = dict(self.module.named_buffers())
-
-    # ------------------------------------------------------------------ the landscape
 
     @property
     def num_params(self) -> int:
@@ -96,14 +98,19 @@ class Objective:
         """Give the point at which a module stands (default: the module this objective was built on)."""
         return self.space.theta(module or self.module).to(device=self.device, dtype=self.dtype)
 
+    def in_dtype(self, dtype: torch.dtype) -> Self:
+        """Give the same landscape computed in another floating type, from the data as they were passed."""
+        return type(self)(
+            *(self.module, self.loss, self._data),
+            reduction=self.reduction,
+            batch_weight=self._batch_weight,
+            mode=self.mode,
+            dtype=dtype,
+            device=self.device,
+        )
+
     def value(self, theta: Float[Tensor, "*points params"]) -> Float[Tensor, "*points"]:
-        """Compute R(theta) on all data, without a graph.
-
-        Args:
-            theta: one point (params,) or several (points, params).
-
-        Returns:
-            R at each point.
+        """Compute R(theta) on all data, at one point or at several, without a graph.
 
         Raises:
             ShapeError: theta does not fit the module.
@@ -116,13 +123,7 @@ class Objective:
             return self._over_points(lambda t, batch: self.batch_loss(t, *batch), theta)
 
     def gradient(self, theta: Float[Tensor, "*points params"]) -> Float[Tensor, "*points params"]:
-        """Compute ∇R(theta) on all data.
-
-        Args:
-            theta: one point (params,) or several (points, params).
-
-        Returns:
-            The gradient at each point, the shape of theta.
+        """Compute ∇R(theta) on all data, at one point or at several.
 
         Raises:
             ShapeError: theta does not fit the module.
@@ -174,7 +175,7 @@ class Objective:
         return self._weighted(lambda b: self._products(theta, vectors, b), torch.zeros_like(vectors))
 
     def per_sample(self, theta: Float[Tensor, " params"]) -> Float[Tensor, " samples"]:
-        """Compute the loss of every sample, in the order of the data.
+        """Compute the loss of every sample alone, in the order of the data; NaN where the loss ignores it.
 
         Raises:
             ShapeError: theta does not fit the module.
@@ -199,8 +200,6 @@ class Objective:
         with torch.no_grad():
             return torch.cat([self.apply(theta, inputs) for inputs, _ in self.batches()])
 
-    # ------------------------------------------------------------------ one batch
-
     def batches(self) -> Iterator[Batch]:
         """Yield the data, moved to the device, floating tensors cast to the dtype."""
         for inputs, targets in self._data:
@@ -208,30 +207,49 @@ class Objective:
 
     def apply(self, theta: Float[Tensor, " params"], inputs: Any) -> Any:
         """Run the module at theta on one batch of inputs; differentiable in theta; no buffer is changed."""
-        buffers = self._buffers
-        if self.module.training:
-            buffers = {name: buffer.clone() for name, buffer in buffers.items()}
+        buffers = {name: buffer.clone() for name, buffer in self._buffers.items()}
         state = {**self.space.parameters(theta), **self._constants, **buffers}
         if isinstance(inputs, dict):
             return functional_call(self.module, state, (), inputs)
         return functional_call(self.module, state, inputs if isinstance(inputs, tuple) else (inputs,))
 
+    def weighted_batches(self) -> Iterator[tuple[float, Batch]]:
+        """Yield (w_b, batch) such that R = Σ w_b·loss_b, divided by Σ w_b under a mean; w_b = 1 for a sum.
+
+        Raises:
+            DataError: under a mean, all weights are zero.
+        """
+        total = 0.0
+        for batch in self.batches():
+            weight = 1.0 if self.reduction == "sum" else self._batch_weight(batch[1])
+            total += weight
+            if weight:
+                yield weight, batch
+        if total == 0.0:
+            raise DataError(
+                "Expected at least one target that counts in the loss. Got a total weight of 0. "
+                "Check ignore_index and the class weights."
+            )
+
     def batch_loss(self, theta: Float[Tensor, " params"], inputs: Any, targets: Any) -> Float[Tensor, ""]:
         """Compute the loss of one batch at theta, differentiable."""
         return self._reduced(self.apply(theta, inputs), targets)
 
-    # ------------------------------------------------------------------ sums over the data
-
     def _reduced(self, outputs: Any, targets: Any) -> Tensor:
         losses = self.loss(outputs, targets)
-        return losses.mean() if self.reduction == "none" else losses
+        if self.reduction == "none":
+            return losses.mean()
+        if losses.numel() != 1:
+            raise ShapeError(
+                f"Expected a scalar loss. Got shape {tuple(losses.shape)} under {self.reduction!r}. "
+                "Pass reduction='none' for a loss per element."
+            )
+        return losses.reshape(())
 
     def _weighted(self, piece: Callable[[Batch], Tensor], zero: Tensor) -> Tensor:
         total, weights = zero, 0.0
-        for batch in self.batches():
-            weight = 1.0 if self.reduction == "sum" else self._batch_weight(batch[1])
-            if weight:
-                total = total + weight * piece(batch)
+        for weight, batch in self.weighted_batches():
+            total = total + weight * piece(batch)
             weights += weight
         return total if self.reduction == "sum" else total / weights
 
@@ -252,6 +270,8 @@ class Objective:
     def _loss_and_slope(self, theta: Tensor, batch: Batch) -> Tensor:
         point = theta.detach().requires_grad_()
         loss = self.batch_loss(point, *batch)
+        if not loss.requires_grad:  # the loss does not depend on theta
+            return torch.cat([loss.reshape(1), torch.zeros_like(point)])
         (slope,) = torch.autograd.grad(loss, point)
         return torch.cat([loss.detach().reshape(1), slope])
 
@@ -261,22 +281,21 @@ class Objective:
 
     def _products(self, theta: Tensor, vectors: Tensor, batch: Batch) -> Tensor:
         point = theta.detach().requires_grad_()
-        with _twice_differentiable():
+        with twice_differentiable():
             loss = self.batch_loss(point, *batch)
-            (slope,) = torch.autograd.grad(loss, point, create_graph=True)
+            slope = loss
+            if loss.requires_grad:
+                (slope,) = torch.autograd.grad(loss, point, create_graph=True)
             if not slope.requires_grad:  # the loss is affine in theta
                 return torch.zeros_like(vectors)
-            if len(vectors) == 1:
-                return _product(slope, point, vectors[0], keep=False).unsqueeze(0)
-            try:
-                (products,) = torch.autograd.grad(
-                    slope, point, vectors, is_grads_batched=True, retain_graph=True, materialize_grads=True
-                )
-            except RuntimeError:  # an operation without a batching rule
-                return torch.stack([_product(slope, point, v, keep=True) for v in vectors])
-            return products.detach()
-
-    # ------------------------------------------------------------------ borders
+            options = {"retain_graph": True, "materialize_grads": True}
+            replay = functools.partial(torch.autograd.grad, slope, point, **options)
+            if len(vectors) > 1:
+                try:
+                    return replay(vectors, is_grads_batched=True)[0].detach()
+                except RuntimeError:  # an operation without a batching rule
+                    pass
+            return torch.stack([replay(v)[0].detach() for v in vectors])
 
     def _checked(self, theta: Tensor) -> Tensor:
         if theta.ndim not in (1, 2) or theta.shape[-1] != self.num_params:
@@ -302,14 +321,9 @@ class Objective:
 _POINTS_PER_CHUNK = 64
 
 
-def _twice_differentiable() -> AbstractContextManager[None]:
+def twice_differentiable() -> AbstractContextManager[None]:
     """Fused attention has no second derivative; the plain mathematical form has."""
     return sdpa_kernel(SDPBackend.MATH)
-
-
-def _product(slope: Tensor, point: Tensor, vector: Tensor, *, keep: bool) -> Tensor:
-    (product,) = torch.autograd.grad(slope, point, vector, retain_graph=keep, materialize_grads=True)
-    return product.detach()
 
 
 def _batches(data: Any, batch_size: int | None) -> Any:
@@ -318,24 +332,20 @@ def _batches(data: Any, batch_size: int | None) -> Any:
             "Expected data that can be read more than once. Got a one-shot iterator. "
             "Pass a list of (inputs, targets) pairs or a DataLoader."
         )
-    if isinstance(data, tuple) and len(data) == 2 and all(isinstance(d, Tensor) for d in data):
-        inputs, targets = data
-        if len(inputs) != len(targets) or len(inputs) == 0:
-            raise DataError(
-                f"Expected as many inputs as targets, at least one. Got {len(inputs)} and {len(targets)}. "
-                "Check the data."
-            )
-        size = batch_size or len(inputs)
-        return list(zip(inputs.split(size), targets.split(size), strict=True))
+    if isinstance(data, tuple) and len(data) == 2 and isinstance(data[1], Tensor) and data[1].ndim:
+        return _split(*data, batch_size)
     if batch_size is not None:
         raise DataError(
             "Expected batch_size only with a pair of tensors. Got data that already come in batches. "
             "Set the batch size of the loader."
         )
-    try:
-        first = next(iter(data))
-    except StopIteration:
-        raise DataError("Expected at least one batch. Got empty data. Check the loader.") from None
+    if not isinstance(data, Iterable):
+        raise DataError(
+            f"Expected (inputs, targets) or batches of them. Got a {type(data).__name__}. Wrap it in a list."
+        )
+    first = next(iter(data), None)
+    if first is None:
+        raise DataError("Expected at least one batch. Got empty data. Check the loader.")
     if not isinstance(first, tuple | list) or len(first) != 2:
         raise DataError(
             f"Expected batches (inputs, targets). Got a {type(first).__name__}. "
@@ -344,16 +354,41 @@ def _batches(data: Any, batch_size: int | None) -> Any:
     return data
 
 
-def _mean_weight(loss: Any) -> Callable[[Any], float]:
+def _split(inputs: Any, targets: Tensor, batch_size: int | None) -> list[Batch]:
+    """Cut one pair into batches along the leading axis of its tensors."""
+    parts = (
+        inputs.values() if isinstance(inputs, dict) else inputs if isinstance(inputs, tuple) else (inputs,)
+    )
+    counts = {len(part) for part in parts} | {len(targets)}
+    if len(counts) != 1 or 0 in counts:
+        raise DataError(
+            f"Expected as many inputs as targets, at least one. Got {sorted(counts)}. Check the data."
+        )
+
+    def cut(rows: slice) -> Any:
+        if isinstance(inputs, dict):
+            return {key: part[rows] for key, part in inputs.items()}
+        return tuple(part[rows] for part in inputs) if isinstance(inputs, tuple) else inputs[rows]
+
+    size = batch_size or len(targets)
+    rows = [slice(start, start + size) for start in range(0, len(targets), size)]
+    return [(cut(r), targets[r]) for r in rows]
+
+
+def _mean_weight(loss: Any, reduction: Reduction) -> Callable[[Any], float]:
     """Weight of a batch under a mean loss: what the loss itself divides by."""
-    if isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss):
-        weight, ignored = loss.weight, loss.ignore_index
+    options = vars(loss) | getattr(loss, "_buffers", {}) if isinstance(loss, nn.Module) else {}
+    function: Any = functional.cross_entropy if isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss) else loss
+    if isinstance(loss, functools.partial):
+        function, options = loss.func, loss.keywords
+    if function in (functional.cross_entropy, functional.nll_loss):
+        class_weight, ignored = options.get("weight"), options.get("ignore_index", -100)
 
         def by_class(targets: Tensor) -> float:
-            if targets.is_floating_point():
-                return float(len(targets))
+            if targets.is_floating_point() or reduction == "none":
+                return float(len(targets) if targets.is_floating_point() else targets.numel())
             kept = targets[targets != ignored]
-            return float(kept.numel() if weight is None else weight[kept].sum())
+            return float(kept.numel() if class_weight is None else class_weight.to(kept.device)[kept].sum())
 
         return by_class
 

@@ -131,11 +131,12 @@ class Space:
         """
         views = self.parameters(theta)
         targets = dict(module.named_parameters())
+        for name, value in views.items():
+            if name not in targets or targets[name].shape != value.shape:
+                raise ShapeError(
+                    f"Expected a module with {name!r} of shape {tuple(value.shape)}. Got none. "
+                    "Use the module that this space was read off."
+                )
         with torch.no_grad():
             for name, value in views.items():
-                if name not in targets or targets[name].shape != value.shape:
-                    raise ShapeError(
-                        f"Expected a module with {name!r} of shape {tuple(value.shape)}. Got none. "
-                        "Use the module that this space was read off."
-                    )
                 targets[name].copy_(value)

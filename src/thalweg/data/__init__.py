@@ -1,1 +1,7 @@
+"""Data to chart landscapes on: bundled, made by a formula, or read from a local folder."""
 
+from thalweg.data.dataset import Dataset as Dataset
+from thalweg.data.embedded import digits as digits
+from thalweg.data.embedded import iris as iris
+from thalweg.data.synthetic import gaussian as gaussian
+from thalweg.data.synthetic import three_tanh as three_tanh

@@ -1,1 +1,17 @@
+"""Networks to study: plain modules whose every width is an argument, so that a wider one is built alike."""
 
+from thalweg.nets.activation import Activation as Activation
+from thalweg.nets.activation import activation_module as activation_module
+from thalweg.nets.cnn import CNN as CNN
+from thalweg.nets.cnn import LeNet as LeNet
+from thalweg.nets.initial import default_init_ as default_init_
+from thalweg.nets.initial import gaussian_init_ as gaussian_init_
+from thalweg.nets.mlp import MLP as MLP
+from thalweg.nets.mlp import two_layer as two_layer
+from thalweg.nets.resnet import ResNet as ResNet
+from thalweg.nets.resnet import resnet20 as resnet20
+from thalweg.nets.transformer import GPT as GPT
+from thalweg.nets.transformer import BlockWidths as BlockWidths
+from thalweg.nets.transformer import EncoderClassifier as EncoderClassifier
+from thalweg.nets.vgg import VGG as VGG
+from thalweg.nets.vgg import vgg16 as vgg16

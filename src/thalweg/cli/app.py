@@ -1,0 +1,83 @@
+"""The entry point: commands by name, and how a command ends."""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+import typer.main
+
+import thalweg
+from thalweg.cli.faults import INTERRUPTED, exit_code, lines
+
+# Each name is a module of `thalweg.cli` with a function of that name: the command. To add one, add its name.
+COMMANDS = ("tour", "recipes", "run", "runs", "report")
+
+
+def build() -> typer.Typer:
+    """Put the commands together."""
+    app = typer.Typer(
+        name="thalweg",
+        help="Charts the loss landscape of a neural network.",
+        epilog="Exit codes: 0 fine, 1 internal error, 2 wrong input, 3 a claim fails, 130 interrupted.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    app.callback()(_common)
+    for name in COMMANDS:
+        app.command(name)(getattr(importlib.import_module(f"thalweg.cli.{name}"), name))
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line and give its exit code.
+
+    Args:
+        arguments: the words after `thalweg`; default those of this process.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    is_debugged = "--debug" in words or bool(os.environ.get("THALWEG_DEBUG"))
+    command = typer.main.get_command(build())
+    try:
+        command.main(args=[word for word in words if word != "--debug"], prog_name="thalweg")
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except Exception as error:
+        if is_debugged:
+            _show_traceback()
+        for line in lines(error, is_debugged=is_debugged):
+            typer.echo(line, err=True)
+        return exit_code(error)
+    else:
+        code = 0
+    if code == INTERRUPTED:
+        typer.echo("interrupted: state kept; run the same command again to resume", err=True)
+    return code
+
+
+def _show_traceback() -> None:
+    import traceback
+
+    typer.echo(traceback.format_exc(), err=True)
+
+
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"thalweg {thalweg.__version__}")
+        raise typer.Exit
+
+
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error (or set THALWEG_DEBUG=1).")
+    ] = False,
+) -> None:
+    """Take the options that stand before a command; `main` reads --debug itself, wherever it stands."""

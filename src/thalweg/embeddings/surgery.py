@@ -1,0 +1,128 @@
+"""Resize a module: a copy with other tensors whose layers say the new sizes, and nothing else changed."""
+
+import copy
+from collections.abc import Callable, Mapping
+
+from torch import Tensor, nn
+
+from thalweg.errors import StructureError
+from thalweg.structure import View
+from thalweg.structure.tree import ProductTree, Tree, resized
+
+
+def resized_module(module: nn.Module, view: View, sizes: Mapping[str, int], state: Mapping[str, Tensor]) -> nn.Module:
+    """Copy a module with the tensors of `state` in place of its own, and its layers' sizes set to fit.
+
+    Layers of torch.nn say their sizes (`out_features`, `num_channels`, …), and those are set. A module of the
+    user's own keeps its attributes: if its forward uses a size, the result does not run or computes something
+    else, which `embed` and `reduce` find out by running it.
+
+    Args:
+        module: the module to copy.
+        view: its groups.
+        sizes: group -> new size.
+        state: name -> new tensor, for every parameter and buffer.
+
+    Raises:
+        StructureError: a grouped layer whose number of groups cannot be told from the view.
+    """
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    # Tensors stand for themselves while the module is copied: every one of them is replaced below.
+    twin = copy.deepcopy(module, {id(t): t for t in tensors.values()})
+    owners = dict(twin.named_modules())
+    for name, old in tensors.items():
+        value = state[name].detach()
+        value = value.clone() if value.data_ptr() == old.data_ptr() else value
+        made = nn.Parameter(value, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else value
+        for place in _places(module, old):
+            owner, _, leaf = place.rpartition(".")
+            setattr(owners[owner], leaf, made)
+    for name, layer in owners.items():
+        for kind, update in _UPDATES.items():
+            if isinstance(layer, kind):
+                update(layer, f"{name}." if name else "", view, sizes)
+    return twin
+
+
+def _places(module: nn.Module, tensor: Tensor) -> list[str]:
+    """Every name under which a tensor stands: tied weights have several."""
+    parameters = [n for n, p in module.named_parameters(remove_duplicate=False) if p is tensor]
+    return parameters or [n for n, b in module.named_buffers(remove_duplicate=False) if b is tensor]
+
+
+def _linear(layer: nn.Linear, *_: object) -> None:
+    layer.out_features, layer.in_features = layer.weight.shape
+
+
+def _embedding(layer: nn.Embedding, *_: object) -> None:
+    layer.num_embeddings, layer.embedding_dim = layer.weight.shape
+
+
+def _convolution(layer: nn.Conv2d, prefix: str, view: View, sizes: Mapping[str, int]) -> None:
+    weight = layer.weight
+    if layer.groups > 1:
+        layer.groups = _leading(view.axes[f"{prefix}weight"][0], layer.groups, sizes, f"{prefix}weight")
+    one, two = weight.shape[0], weight.shape[1] * layer.groups
+    layer.in_channels, layer.out_channels = (one, two) if layer.transposed else (two, one)
+
+
+def _batch_norm(layer: nn.BatchNorm2d, *_: object) -> None:
+    known = next((t for t in (layer.weight, layer.running_mean) if t is not None), None)
+    if known is not None:
+        layer.num_features = len(known)
+
+
+def _layer_norm(layer: nn.LayerNorm, *_: object) -> None:
+    if layer.weight is not None:
+        layer.normalized_shape = tuple(layer.weight.shape)
+
+
+def _group_norm(layer: nn.GroupNorm, prefix: str, view: View, sizes: Mapping[str, int]) -> None:
+    if layer.affine:
+        tree = view.axes[f"{prefix}weight"][0]
+        layer.num_groups = _leading(tree, layer.num_groups, sizes, f"{prefix}weight")
+        layer.num_channels = len(layer.weight)
+
+
+def _recurrent(layer: nn.RNNBase, *_: object) -> None:
+    layer.hidden_size = layer.get_parameter("weight_hh_l0").shape[1]
+    layer.input_size = layer.get_parameter("weight_ih_l0").shape[1]
+    layer._init_flat_weights()
+
+
+def _recurrent_cell(layer: nn.RNNCellBase, *_: object) -> None:
+    layer.hidden_size, layer.input_size = layer.weight_hh.shape[1], layer.weight_ih.shape[1]
+
+
+_UPDATES: Mapping[type[nn.Module], Callable[..., None]] = {
+    nn.Linear: _linear,
+    nn.Embedding: _embedding,
+    nn.modules.conv._ConvNd: _convolution,
+    nn.modules.batchnorm._NormBase: _batch_norm,
+    nn.LayerNorm: _layer_norm,
+    nn.RMSNorm: _layer_norm,
+    nn.GroupNorm: _group_norm,
+    nn.RNNBase: _recurrent,
+    nn.RNNCellBase: _recurrent_cell,
+}
+
+
+def _leading(tree: Tree, groups: int, sizes: Mapping[str, int], name: str) -> int:
+    """Number of groups after resizing: the leading factors of the axis that make up the groups before."""
+    if groups == 1:
+        return 1
+    if tree.size == groups:
+        return resized(tree, sizes).size
+    if isinstance(tree, ProductTree):
+        before, after = 1, 1
+        for part in tree.parts:
+            before *= part.size
+            after *= resized(part, sizes).size
+            if before == groups:
+                return after
+    if resized(tree, sizes).size == tree.size:
+        return groups
+    raise StructureError(
+        f"Expected whole groups of {name!r} to change. Got a plan that cuts across its {groups} groups. "
+        "Choose widths that keep the groups."
+    )

@@ -1,0 +1,9 @@
+"""Figures: Plotly pictures of tables, in one house style."""
+
+from thalweg.lab.figures.agreement import scatter_agreement as scatter_agreement
+from thalweg.lab.figures.curves import curves as curves
+from thalweg.lab.figures.figure import Figure as Figure
+from thalweg.lab.figures.inertia import inertia_bars as inertia_bars
+from thalweg.lab.figures.spectrum import spectrum as spectrum
+
+__all__ = ["Figure", "curves", "inertia_bars", "scatter_agreement", "spectrum"]

@@ -1,0 +1,1 @@
+"""Sweeps: many jobs through one narrow socket, `Executor`."""

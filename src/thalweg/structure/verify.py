@@ -1,0 +1,139 @@
+"""Verify a view: permute the units of all groups at once and see that the outputs stay.
+
+Weights, buffers and inputs are perturbed first, because a network at its initialisation hides faults: a head
+that starts at zero gives the same outputs whatever is permuted before it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_map_only
+
+from thalweg.errors import StructureError
+from thalweg.structure.symmetry import permute, random_permutations, rescale
+from thalweg.structure.trace import output_tensors, plain_kernels, prepared
+from thalweg.structure.view import View
+
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
+"""Relative change of the outputs that still counts as none. 1e-9 in float64 is the issue-given bar; rounding
+alone stays below 1e-13, a wrong view changes outputs by more than 1e-3. A module that insists on float32 is
+checked to 1e-3."""
+
+
+def verified(view: View, module: nn.Module, inputs: Any, generator: torch.Generator | None = None) -> View:
+    """Drop the groups that do not keep the outputs, and the scaling flags that do not hold.
+
+    Args:
+        view: the groups to check, traced or hand-written.
+        module: the module they describe.
+        inputs: one example batch: a tensor, or a tuple of arguments.
+        generator: of the random numbers. Default: seed 0.
+
+    Returns:
+        The view with `error` set; groups that failed are in `rejected`.
+
+    Raises:
+        StructureError: the module does not run on the inputs, or its outputs are not finite.
+    """
+    bench = Bench(module, inputs, generator or torch.Generator().manual_seed(0))
+    view = view.without_groups(_inert(bench, view))
+    error = bench.permutation_error(view, [g.name for g in view.groups])
+    if not error <= bench.tolerance:
+        kept: list[str] = []
+        for group in view.groups:
+            if bench.permutation_error(view, [group.name]) <= bench.tolerance and (
+                bench.permutation_error(view, [*kept, group.name]) <= bench.tolerance
+            ):
+                kept.append(group.name)
+        view = view.without_groups([g.name for g in view.groups if g.name not in kept])
+        error = bench.permutation_error(view, [g.name for g in view.groups])
+    return replace(_checked_scaling(bench, view), error=error)
+
+
+class Bench:
+    """A perturbed float64 copy of a module and its inputs, to try symmetries on."""
+
+    def __init__(self, module: nn.Module, inputs: Any, generator: torch.Generator) -> None:
+        self.generator = generator
+        arguments = inputs if isinstance(inputs, tuple) else (inputs,)
+        self.module, placed = prepared(module, arguments)
+        self.inputs = tree_map_only(Tensor, self._jittered, placed)
+        state = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
+        self.state = {n: self._perturbed(t.detach()) for n, t in state.items()}
+        self.reference = self.outputs(self.state)
+        dtypes = {t.dtype for t in self.state.values() if t.is_floating_point()}
+        self.tolerance = _TOLERANCE[torch.float64 if dtypes <= {torch.float64} else torch.float32]
+        if not all(torch.isfinite(r).all() for r in self.reference):
+            raise StructureError(
+                "Expected finite outputs on the example inputs. Got NaN or infinity. "
+                "Pass inputs in the range the module was made for."
+            )
+
+    def outputs(self, state: Mapping[str, Tensor]) -> list[Tensor]:
+        """Run the module with another state; no buffer is changed."""
+        with torch.no_grad(), plain_kernels():
+            values = functional_call(self.module, {n: t.clone() for n, t in state.items()}, self.inputs)
+        return [t.to(torch.float64) for t in output_tensors(values)]
+
+    def difference(self, state: Mapping[str, Tensor]) -> float:
+        """Give the relative change of the outputs, the largest over all of them."""
+        errors = [0.0]
+        for mine, theirs in zip(self.outputs(state), self.reference, strict=True):
+            if mine.numel():
+                scale = float(theirs.abs().max()) or 1.0
+                errors.append(float((mine - theirs).abs().max()) / scale)
+        return max(errors)
+
+    def permutation_error(self, view: View, names: Sequence[str]) -> float:
+        """Permute the named groups at random, all at once."""
+        drawn = random_permutations(view, self.generator)
+        return self.difference(permute(view, self.state, {n: drawn[n] for n in names}))
+
+    def _jittered(self, tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+            return tensor
+        return tensor + 0.5 * self._noise(tensor) * (tensor.std(correction=0) if tensor.any() else 1.0)
+
+    def _perturbed(self, tensor: Tensor) -> Tensor:
+        """Shake a parameter or buffer; what is never negative (a variance, a mask) stays so."""
+        if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+            return tensor
+        if tensor.any() and bool((tensor >= 0).all()):
+            return tensor * torch.exp(0.3 * self._noise(tensor))
+        spread = tensor.std(correction=0) if tensor.numel() > 1 and tensor.any() else torch.tensor(1.0)
+        return tensor + 0.3 * self._noise(tensor) * spread.clamp(min=1e-2).to(tensor.dtype)
+
+    def _noise(self, tensor: Tensor) -> Tensor:
+        return torch.randn(tensor.shape, generator=self.generator, dtype=tensor.dtype)
+
+
+def _inert(bench: Bench, view: View) -> list[str]:
+    """Find groups that the outputs do not depend on at this batch: nothing could be verified about them."""
+    names = {n for n, p in bench.module.named_parameters() if p.is_floating_point()}
+    leaves = {n: bench.state[n].clone().requires_grad_() for n in names}
+    with plain_kernels():
+        values = functional_call(bench.module, {**bench.state, **leaves}, bench.inputs)
+        outputs = [t for t in output_tensors(values) if t.is_floating_point() and t.requires_grad]
+        if not outputs:
+            return []
+        total = torch.stack([(t * bench._noise(t)).sum() for t in outputs]).sum()
+        slopes = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+    moving = {n for n, s in zip(leaves, slopes, strict=True) if s is not None and bool(s.any())}
+    return [g.name for g in view.groups if not any(m.tensor in moving for m in g.members)]
+
+
+def _checked_scaling(bench: Bench, view: View) -> View:
+    """Keep the homogeneity flag only where scaling units by random positive factors keeps the outputs."""
+    groups = []
+    for group in view.groups:
+        if group.is_homogeneous:
+            factors = np.exp(torch.randn(group.size, generator=bench.generator, dtype=torch.float64).numpy())
+            if not bench.difference(rescale(view, bench.state, {group.name: factors})) <= bench.tolerance:
+                group = replace(group, scaled=())  # noqa: PLW2901 - the flag is what is being settled
+        groups.append(group)
+    return replace(view, groups=tuple(groups))
