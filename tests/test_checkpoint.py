@@ -58,9 +58,7 @@ def test_every_module_comes_back_to_the_bit(tmp_path: Path, name: str, suffix: s
 @given(
     names=st.lists(st.from_regex(r"[a-z_.0-9]{1,12}", fullmatch=True), min_size=1, max_size=4, unique=True),
     shape=st.lists(st.integers(0, 3), max_size=3),
-    dtype=st.sampled_from(
-        [torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.uint8]
-    ),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.uint8]),
     suffix=st.sampled_from([".safetensors", ".pt"]),
     seed=st.integers(0, 1000),
 )
@@ -177,8 +175,7 @@ def test_a_trusted_pickle_may_hold_a_whole_module(tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     message = refused(tmp_path / "no.pt")
     assert (
-        message
-        == f"Expected a checkpoint file. Got {tmp_path / 'no.pt'}: No such file or directory. Check the path."
+        message == f"Expected a checkpoint file. Got {tmp_path / 'no.pt'}: No such file or directory. Check the path."
     )
 
 

@@ -177,11 +177,7 @@ class ChannelShuffle(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = F.relu(self.grouped(F.relu(self.stem(x))))
         batch, channels, rows, columns = h.shape
-        h = (
-            h.view(batch, 3, channels // 3, rows, columns)
-            .transpose(1, 2)
-            .reshape(batch, channels, rows, columns)
-        )
+        h = h.view(batch, 3, channels // 3, rows, columns).transpose(1, 2).reshape(batch, channels, rows, columns)
         return self.head(F.relu(self.mix(h)).mean(dim=(2, 3)))
 
 

@@ -74,9 +74,7 @@ def load_metadata(path: str | Path) -> dict[str, str]:
     return _read(Path(path), trust_pickle=False)[1]
 
 
-def save_state(
-    path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
-) -> None:
+def save_state(path: str | Path, state: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
     """Write a state dict; a reader sees the old file or the new one, never a part.
 
     A `.safetensors` file holds every name, so a tensor with two names is stored twice. A `.pt` or `.pth`
@@ -97,9 +95,7 @@ def save_state(
     """
     path = Path(path)
     if path.suffix not in (".safetensors", *_PICKLED):
-        raise CheckpointError(
-            f"Expected a name ending in .safetensors, .pt or .pth. Got {path}. Rename the output."
-        )
+        raise CheckpointError(f"Expected a name ending in .safetensors, .pt or .pth. Got {path}. Rename the output.")
     wrong = [name for name, value in state.items() if not isinstance(value, Tensor)]
     if wrong or not state:
         raise CheckpointError(
@@ -191,13 +187,9 @@ def _head(path: Path) -> bytes:
         with path.open("rb") as stream:
             head = stream.read(512)
     except OSError as error:
-        raise CheckpointError(
-            f"Expected a checkpoint file. Got {path}: {_reason(error)}. Check the path."
-        ) from error
+        raise CheckpointError(f"Expected a checkpoint file. Got {path}: {_reason(error)}. Check the path.") from error
     if not head:
-        raise CheckpointError(
-            f"Expected a checkpoint file. Got {path}, which is empty. Copy or download it again."
-        )
+        raise CheckpointError(f"Expected a checkpoint file. Got {path}, which is empty. Copy or download it again.")
     return head
 
 

@@ -4,11 +4,11 @@ Value, gradient and Hessian products are sums over mini-batches, weighted so tha
 quantity for every batch size, a ragged last batch included.
 """
 
+import contextlib
 import copy
 import functools
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -60,7 +60,7 @@ class Objective:
         self,
         module: nn.Module,
         loss: Loss,
-        data: Iterable[Batch] | tuple[Tensor, Tensor],
+        data: Any,
         *,
         reduction: Reduction | None = None,
         batch_weight: Callable[[Any], float] | None = None,
@@ -84,6 +84,7 @@ class Objective:
         self.reduction: Reduction = reduction or own
         self._batch_weight = batch_weight or _mean_weight(self.loss, self.reduction)
         self._data = _batches(data, batch_size)
+        self.in_memory = isinstance(self._data, list)  # else a loader, to be streamed on every pass
         self._vectorizes = True
         trainable = set(self.space.names)
         self._constants = {n: p.detach() for n, p in self.module.named_parameters() if n not in trainable}
@@ -98,9 +99,9 @@ class Objective:
         """Give the point at which a module stands (default: the module this objective was built on)."""
         return self.space.theta(module or self.module).to(device=self.device, dtype=self.dtype)
 
-    def in_dtype(self, dtype: torch.dtype) -> Self:
+    def in_dtype(self, dtype: torch.dtype) -> "Objective":
         """Give the same landscape computed in another floating type, from the data as they were passed."""
-        return type(self)(
+        return Objective(
             *(self.module, self.loss, self._data),
             reduction=self.reduction,
             batch_weight=self._batch_weight,
@@ -145,9 +146,7 @@ class Objective:
             packed = self._over_points(self._traced_loss_and_slope, theta)
         return packed[..., 0], packed[..., 1:]
 
-    def hvp(
-        self, theta: Float[Tensor, " params"], vector: Float[Tensor, " params"]
-    ) -> Float[Tensor, " params"]:
+    def hvp(self, theta: Float[Tensor, " params"], vector: Float[Tensor, " params"]) -> Float[Tensor, " params"]:
         """Compute the Hessian–vector product ∇²R(theta)·v on all data, by double backward.
 
         Raises:
@@ -158,14 +157,7 @@ class Objective:
     def hvp_block(
         self, theta: Float[Tensor, " params"], vectors: Float[Tensor, "vectors params"]
     ) -> Float[Tensor, "vectors params"]:
-        """Compute ∇²R(theta)·v for several vectors with one gradient graph per batch.
-
-        Args:
-            theta: the point, shape (params,).
-            vectors: one direction per row, shape (vectors, params).
-
-        Returns:
-            One product per row.
+        """Compute ∇²R(theta)·v for several vectors, one per row, with one gradient graph per batch.
 
         Raises:
             ShapeError: theta or the vectors do not fit the module.
@@ -182,12 +174,10 @@ class Objective:
         """
         theta = self._checked(theta)
         pieces = []
-        with torch.no_grad():
+        with torch.no_grad(), plain_attention():
             for inputs, targets in self.batches():
                 outputs = self.apply(theta, inputs)
-                pieces.append(
-                    vmap(lambda o, t: self._reduced(o.unsqueeze(0), t.unsqueeze(0)))(outputs, targets)
-                )
+                pieces.append(vmap(lambda o, t: self.reduced(o.unsqueeze(0), t.unsqueeze(0)))(outputs, targets))
         return torch.cat(pieces)
 
     def outputs(self, theta: Float[Tensor, " params"]) -> Tensor:
@@ -197,11 +187,11 @@ class Objective:
             ShapeError: theta does not fit the module.
         """
         theta = self._checked(theta)
-        with torch.no_grad():
+        with torch.no_grad(), plain_attention():
             return torch.cat([self.apply(theta, inputs) for inputs, _ in self.batches()])
 
     def batches(self) -> Iterator[Batch]:
-        """Yield the data, moved to the device, floating tensors cast to the dtype."""
+        """Yield the data on the device, floating tensors in the dtype."""
         for inputs, targets in self._data:
             yield self._placed(inputs), self._placed(targets)
 
@@ -233,9 +223,10 @@ class Objective:
 
     def batch_loss(self, theta: Float[Tensor, " params"], inputs: Any, targets: Any) -> Float[Tensor, ""]:
         """Compute the loss of one batch at theta, differentiable."""
-        return self._reduced(self.apply(theta, inputs), targets)
+        return self.reduced(self.apply(theta, inputs), targets)
 
-    def _reduced(self, outputs: Any, targets: Any) -> Tensor:
+    def reduced(self, outputs: Any, targets: Any) -> Tensor:
+        """Apply the loss to one batch of outputs, as a scalar: their mean under reduction "none"."""
         losses = self.loss(outputs, targets)
         if self.reduction == "none":
             return losses.mean()
@@ -248,9 +239,10 @@ class Objective:
 
     def _weighted(self, piece: Callable[[Batch], Tensor], zero: Tensor) -> Tensor:
         total, weights = zero, 0.0
-        for weight, batch in self.weighted_batches():
-            total = total + weight * piece(batch)
-            weights += weight
+        with plain_attention():
+            for weight, batch in self.weighted_batches():
+                total = total + weight * piece(batch)
+                weights += weight
         return total if self.reduction == "sum" else total / weights
 
     def _over_points(self, piece: Callable[[Tensor, Batch], Tensor], theta: Tensor) -> Tensor:
@@ -281,21 +273,20 @@ class Objective:
 
     def _products(self, theta: Tensor, vectors: Tensor, batch: Batch) -> Tensor:
         point = theta.detach().requires_grad_()
-        with twice_differentiable():
-            loss = self.batch_loss(point, *batch)
-            slope = loss
-            if loss.requires_grad:
-                (slope,) = torch.autograd.grad(loss, point, create_graph=True)
-            if not slope.requires_grad:  # the loss is affine in theta
-                return torch.zeros_like(vectors)
-            options = {"retain_graph": True, "materialize_grads": True}
-            replay = functools.partial(torch.autograd.grad, slope, point, **options)
-            if len(vectors) > 1:
-                try:
-                    return replay(vectors, is_grads_batched=True)[0].detach()
-                except RuntimeError:  # an operation without a batching rule
-                    pass
-            return torch.stack([replay(v)[0].detach() for v in vectors])
+        loss = self.batch_loss(point, *batch)
+        slope = loss
+        if loss.requires_grad:
+            (slope,) = torch.autograd.grad(loss, point, create_graph=True)
+        if not slope.requires_grad:  # the loss is affine in theta
+            return torch.zeros_like(vectors)
+        options = {"retain_graph": True, "materialize_grads": True}
+        replay = functools.partial(torch.autograd.grad, slope, point, **options)
+        if len(vectors) > 1:
+            try:
+                return replay(vectors, is_grads_batched=True)[0].detach()
+            except RuntimeError:  # an operation without a batching rule
+                pass
+        return torch.stack([replay(v)[0].detach() for v in vectors])
 
     def _checked(self, theta: Tensor) -> Tensor:
         if theta.ndim not in (1, 2) or theta.shape[-1] != self.num_params:
@@ -321,9 +312,16 @@ class Objective:
 _POINTS_PER_CHUNK = 64
 
 
-def twice_differentiable() -> AbstractContextManager[None]:
-    """Fused attention has no second derivative; the plain mathematical form has."""
-    return sdpa_kernel(SDPBackend.MATH)
+@contextlib.contextmanager
+def plain_attention() -> Iterator[None]:
+    """Fused attention has no second derivative and no batching rule; the plain mathematical form has both."""
+    enabled = torch.backends.mha.get_fastpath_enabled()  # type: ignore[no-untyped-call]
+    torch.backends.mha.set_fastpath_enabled(False)  # type: ignore[no-untyped-call]
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)  # type: ignore[no-untyped-call]
 
 
 def _batches(data: Any, batch_size: int | None) -> Any:
@@ -356,14 +354,10 @@ def _batches(data: Any, batch_size: int | None) -> Any:
 
 def _split(inputs: Any, targets: Tensor, batch_size: int | None) -> list[Batch]:
     """Cut one pair into batches along the leading axis of its tensors."""
-    parts = (
-        inputs.values() if isinstance(inputs, dict) else inputs if isinstance(inputs, tuple) else (inputs,)
-    )
+    parts = inputs.values() if isinstance(inputs, dict) else inputs if isinstance(inputs, tuple) else (inputs,)
     counts = {len(part) for part in parts} | {len(targets)}
     if len(counts) != 1 or 0 in counts:
-        raise DataError(
-            f"Expected as many inputs as targets, at least one. Got {sorted(counts)}. Check the data."
-        )
+        raise DataError(f"Expected as many inputs as targets, at least one. Got {sorted(counts)}. Check the data.")
 
     def cut(rows: slice) -> Any:
         if isinstance(inputs, dict):

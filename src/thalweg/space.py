@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Self
 
 import torch
 from jaxtyping import Float
@@ -41,7 +40,7 @@ class Space:
         object.__setattr__(self, "_offsets", offsets)
 
     @classmethod
-    def of(cls, module: nn.Module) -> Self:
+    def of(cls, module: nn.Module) -> "Space":
         """Read the coordinates off a module.
 
         Raises:

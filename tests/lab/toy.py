@@ -1,6 +1,9 @@
 """A package of toy recipes, written where a test wants it, so that spawned processes can import it too."""
 
+import zlib
 from pathlib import Path
+
+import pytest
 
 SOURCE = '''
 """A toy recipe."""
@@ -54,11 +57,13 @@ RECIPE = Recipe(
 )
 '''
 
-FAILING = SOURCE.replace("toys/good", "toys/wrong").replace("A toy that works", "A toy that is wrong").replace(
-    "rank >= 1 (theorem)\", lambda m: m >= 1", "rank > 99 (ours)\", lambda m: m > 99"
+FAILING = (
+    SOURCE.replace("toys/good", "toys/wrong")
+    .replace("A toy that works", "A toy that is wrong")
+    .replace('rank >= 1 (theorem)", lambda m: m >= 1', 'rank > 99 (ours)", lambda m: m > 99')
 )
 RAISING = SOURCE.replace("toys/good", "toys/raises").replace(
-    "    context.progress(0.5, \"half\")\n", "    raise ArithmeticError('it diverged')\n"
+    '    context.progress(0.5, "half")\n', "    raise ArithmeticError('it diverged')\n"
 )
 
 
@@ -76,3 +81,12 @@ def calls(home: Path) -> list[str]:
     """Give the seeds of the runs that were really made."""
     found = home / "calls.txt"
     return found.read_text().split() if found.exists() else []
+
+
+@pytest.fixture
+def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
+    """A package of toy recipes of its own name, importable here and in spawned processes."""
+    folder = tmp_path / "code"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(str(folder))
+    return write_toys(folder, f"toys_{zlib.crc32(request.node.nodeid.encode())}")

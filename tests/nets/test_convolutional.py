@@ -7,6 +7,7 @@ from torch.testing import assert_close
 
 from thalweg.errors import ConfigError
 from thalweg.nets import CNN, VGG, LeNet, ResNet, resnet20, vgg16
+from thalweg.nets.norm import norm_2d
 from thalweg.nets.resnet import ResidualBlock
 
 
@@ -84,7 +85,7 @@ def test_a_forced_projection_survives_equal_widths() -> None:
         (lambda: VGG(()), "Expected images of at least 1 pixels for 0 stages"),
         (lambda: LeNet((1, 2, 3)), "Expected two channels and images of at least 12 pixels"),
         (lambda: CNN((3, 0)), "Expected channels as positive whole numbers"),
-        (lambda: CNN(norm="layer"), "Expected a norm out of batch, none. Got 'layer'"),
+        (lambda: norm_2d("layer", 3), "Expected a norm out of batch, none. Got 'layer'"),
         (lambda: ResNet(channels=(4, 5)), "with one entry per stage. Got 2, 3 and 2"),
         (lambda: ResNet(projections=(False, False, True)), "Expected a projection between 16 and 32"),
         (lambda: ResidualBlock(2, 2, 3), "Expected a projection between 2 and 3 channels at stride 1"),

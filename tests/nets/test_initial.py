@@ -23,9 +23,7 @@ def test_an_impossible_variance_is_refused(variance: float) -> None:
         gaussian_init_(nn.Linear(1, 1), variance, torch.Generator())
 
 
-@pytest.mark.parametrize(
-    "make", [nets.two_layer, nets.resnet20, nets.vgg16], ids=["two_layer", "resnet20", "vgg16"]
-)
+@pytest.mark.parametrize("make", [nets.two_layer, nets.resnet20, nets.vgg16], ids=["two_layer", "resnet20", "vgg16"])
 def test_the_default_depends_on_the_generator_only(make) -> None:
     size = {"width": 4} if make is nets.two_layer else {"width_multiplier": 1 / 16}
     first, second = (default_init_(make(**size), torch.Generator().manual_seed(3)) for _ in range(2))

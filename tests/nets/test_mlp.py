@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from thalweg.errors import ConfigError
-from thalweg.nets import MLP, gaussian_init_, two_layer
+from thalweg.nets import MLP, activation_module, gaussian_init_, two_layer
 
 
 def test_the_output_is_the_nested_formula() -> None:
@@ -43,4 +43,4 @@ def test_wrong_widths_are_refused(widths: tuple[int, ...]) -> None:
 
 def test_an_unknown_activation_is_named() -> None:
     with pytest.raises(ConfigError, match=r"Expected an activation out of tanh, relu.*Got 'tahn'"):
-        MLP((1, 2, 1), "tahn")
+        activation_module("tahn")

@@ -13,9 +13,7 @@ from thalweg.lab.runs.store import store_at
 def report(
     wanted: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[RUN]...", help="First digits of the runs' ids. Default: every finished run."
-        ),
+        typer.Argument(metavar="[RUN]...", help="First digits of the runs' ids. Default: every finished run."),
     ] = None,
     out: Annotated[
         Path | None,
@@ -23,9 +21,7 @@ def report(
     ] = None,
     store_folder: Annotated[
         Path | None,
-        typer.Option(
-            "--store", metavar="DIR", help="Run store. Default: $THALWEG_RUNS, else ./thalweg-runs."
-        ),
+        typer.Option("--store", metavar="DIR", help="Run store. Default: $THALWEG_RUNS, else ./thalweg-runs."),
     ] = None,
 ) -> None:
     """Write one HTML report of stored runs; it is self-contained and computes nothing."""
@@ -39,8 +35,6 @@ def report(
         for sentence in listing.damaged:
             typer.echo(f"warning: {sentence}", err=True)
     if not runs:
-        raise StoreError(
-            f"Expected finished runs in {store.root}. Got none. Run a recipe first: thalweg recipes."
-        )
+        raise StoreError(f"Expected finished runs in {store.root}. Got none. Run a recipe first: thalweg recipes.")
     title = None if len(runs) == 1 else f"{len(runs)} runs"
     typer.echo(f"report: {reported(runs, out or store.reports / 'report.html', title)}")

@@ -18,13 +18,14 @@ from thalweg.lab.wording import in_time
 
 
 def run(  # noqa: PLR0913, PLR0917 - one argument per option of the command line
-    recipe: Annotated[str, typer.Argument(help="Name of a recipe, or module:NAME of your own.")],
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Name of a recipe, or module:NAME of your own.")],
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[PRESET] [KEY=VALUE]...", help="Preset (default cpu), then changes to it."),
+        typer.Argument(metavar="[PRESET] [KEY=VALUE]", help="Preset (default cpu), then changes to it."),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option("-c", metavar="FILE", help="Changes to the preset: .yaml, .toml or .json.")
+        Path | None,
+        typer.Option("-c", "--config", metavar="FILE", help="Changes to the preset: .yaml, .toml or .json."),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds, counted up from the preset's.")] = 1,
     data_root: DataRoot = None,

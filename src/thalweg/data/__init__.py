@@ -3,5 +3,7 @@
 from thalweg.data.dataset import Dataset as Dataset
 from thalweg.data.embedded import digits as digits
 from thalweg.data.embedded import iris as iris
+from thalweg.data.hub import cifar10 as cifar10
+from thalweg.data.hub import mnist as mnist
 from thalweg.data.synthetic import gaussian as gaussian
 from thalweg.data.synthetic import three_tanh as three_tanh

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Self
 
 import torch
 from jaxtyping import Shaped
@@ -32,7 +31,7 @@ class Dataset:
     """
 
     inputs: Shaped[Tensor, "samples ..."]
-    targets: Shaped[Tensor, "samples ..."]
+    targets: Tensor
     num_classes: int | None
     name: str
     source: str
@@ -47,7 +46,7 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.inputs)
 
-    def select(self, samples: int | Sequence[int] | Tensor) -> Self:
+    def select(self, samples: int | Sequence[int] | Tensor) -> "Dataset":
         """Keep the first so many samples, or those of the given numbers.
 
         Raises:
@@ -63,7 +62,7 @@ class Dataset:
         numbers = torch.as_tensor(samples, dtype=torch.long)
         return replace(self, inputs=self.inputs[numbers], targets=self.targets[numbers])
 
-    def one_hot(self) -> Self:
+    def one_hot(self) -> "Dataset":
         """Turn class numbers into 0-1 vectors of the inputs' dtype, for a mean squared error.
 
         Raises:

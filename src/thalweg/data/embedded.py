@@ -55,9 +55,7 @@ def digits(*, dtype: torch.dtype = torch.float64) -> Dataset:
 
     values, targets = load_digits(return_X_y=True)
     inputs = torch.from_numpy(values / 16).reshape(-1, 1, 8, 8)
-    return Dataset(
-        inputs.to(dtype), _classes(targets), 10, "digits", "scikit-learn's digits, grey levels / 16"
-    )
+    return Dataset(inputs.to(dtype), _classes(targets), 10, "digits", "scikit-learn's digits, grey levels / 16")
 
 
 def _classes(targets: object) -> Tensor:

@@ -78,8 +78,7 @@ def _imported(reference: str) -> Recipe:
         module = importlib.import_module(module_name)
     except (ImportError, ValueError, SyntaxError) as error:
         raise ConfigError(
-            f"Expected a module that can be imported. Got {module_name!r}: {error}. "
-            "Run in its folder, or install it."
+            f"Expected a module that can be imported. Got {module_name!r}: {error}. Run in its folder, or install it."
         ) from error
     if not hasattr(module, name):
         hint = did_you_mean(name, vars(module)) or "Check the name after the colon."

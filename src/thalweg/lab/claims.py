@@ -86,9 +86,7 @@ def _judged(claim: Claim, measured: Mapping[str, object]) -> ClaimResult:
         verdict, reason = "untested", "not measured at this size"
     else:
         verdict, reason = _verdict(claim, value)
-    return ClaimResult(
-        claim.id, claim.sentence, plain(value), claim.expected, claim.criterion, verdict, reason
-    )
+    return ClaimResult(claim.id, claim.sentence, plain(value), claim.expected, claim.criterion, verdict, reason)
 
 
 def _verdict(claim: Claim, value: object) -> tuple[Verdict, str]:

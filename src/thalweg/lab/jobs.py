@@ -108,9 +108,7 @@ def perform(job: Job, progress: Progress = silent) -> Run:
 
     def manifest(status: Status, claims: tuple[ClaimResult, ...] = ()) -> Manifest:
         seconds = time.perf_counter() - clock
-        return _manifest(
-            job, recipe, preset, status, claims, started.isoformat(timespec="milliseconds"), seconds
-        )
+        return _manifest(job, recipe, preset, status, claims, started.isoformat(timespec="milliseconds"), seconds)
 
     try:
         outcome = recipe.run(preset, Context(log, job.data_root, job.device))
@@ -132,7 +130,7 @@ def _data_files(outcome: Outcome) -> dict[str, bytes]:
     if outcome.arrays:
         from safetensors.numpy import save
 
-        arrays = {name: np.array(value, order="C") for name, value in outcome.arrays.items()}
+        arrays = {name: np.asarray(value, order="C") for name, value in outcome.arrays.items()}
         kinds = {name: value.dtype for name, value in arrays.items() if value.dtype.kind not in "biuf"}
         if kinds:
             raise ConfigError(f"Expected arrays of real numbers. Got {kinds}. Store parts, or a table.")

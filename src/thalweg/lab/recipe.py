@@ -1,26 +1,20 @@
 """Recipes: one figure or table of a paper, with its presets, its claims, and how it is computed and drawn."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from thalweg.errors import ConfigError
+from thalweg.lab.claims import Claim
+from thalweg.lab.figures.figure import Figure
 from thalweg.lab.suggest import did_you_mean
+from thalweg.lab.tables import Tables
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    from thalweg.lab.claims import Claim
-    from thalweg.lab.figures.figure import Figure
-
-Table = list[dict[str, Any]]
-Tables = Mapping[str, Table]
 Progress = Callable[[float, str], None]
 
 DEFAULT_PRESET = "cpu"
@@ -125,9 +119,7 @@ class Recipe:
             raise ConfigError(f"Expected at least one preset. Got none in {self.name}. Add 'quick'.")
         ids = [claim.id for claim in self.claims]
         if len(set(ids)) < len(ids):
-            raise ConfigError(
-                f"Expected claims with different ids. Got {', '.join(ids)} in {self.name}. Rename one."
-            )
+            raise ConfigError(f"Expected claims with different ids. Got {', '.join(ids)} in {self.name}. Rename one.")
 
     @property
     def default_preset(self) -> str:

@@ -20,7 +20,7 @@ _MODULES: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def activation_module(name: Activation) -> nn.Module:
+def activation_module(name: str) -> nn.Module:
     """Build the activation of that name.
 
     Raises:

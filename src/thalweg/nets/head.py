@@ -9,9 +9,7 @@ from thalweg.nets.activation import Activation, activation_module
 from thalweg.nets.widths import checked_widths
 
 
-def linear_head(
-    widths: Sequence[int], activation: Activation, *, dropout: float | None = None
-) -> nn.Sequential:
+def linear_head(widths: Sequence[int], activation: Activation, *, dropout: float | None = None) -> nn.Sequential:
     """Chain linear layers, an activation after each but the last.
 
     Args:

@@ -56,9 +56,7 @@ class MLP(nn.Module):
         return result
 
 
-def two_layer(
-    width: int, *, num_inputs: int = 1, num_outputs: int = 1, activation: Activation = "tanh"
-) -> MLP:
+def two_layer(width: int, *, num_inputs: int = 1, num_outputs: int = 1, activation: Activation = "tanh") -> MLP:
     """Build the two-layer net of the embedding principle, f(x) = Σ_k a_k σ(w_k·x + b_k), no output bias.
 
     Raises:

@@ -9,7 +9,7 @@ from thalweg.errors import ConfigError
 Norm = Literal["batch", "none"]
 
 
-def norm_2d(name: Norm, channels: int) -> list[nn.Module]:
+def norm_2d(name: str, channels: int) -> list[nn.Module]:
     """Return the layers that normalise feature maps: one BatchNorm, or none at all.
 
     Raises:
@@ -20,7 +20,5 @@ def norm_2d(name: Norm, channels: int) -> list[nn.Module]:
         []
     """
     if name not in get_args(Norm):
-        raise ConfigError(
-            f"Expected a norm out of {', '.join(get_args(Norm))}. Got {name!r}. Check the name."
-        )
+        raise ConfigError(f"Expected a norm out of {', '.join(get_args(Norm))}. Got {name!r}. Check the name.")
     return [nn.BatchNorm2d(channels)] if name == "batch" else []

@@ -11,8 +11,6 @@ from thalweg.errors import ConfigError
 from thalweg.nets.norm import Norm, norm_2d
 from thalweg.nets.widths import checked_widths
 
-Maps = Float[Tensor, "batch channels height width"]
-
 
 class ResidualBlock(nn.Module):
     """relu(shortcut(x) + norm(conv(relu(norm(conv(x)))))), with 3×3 convolutions.
@@ -62,7 +60,9 @@ class ResidualBlock(nn.Module):
             conv = nn.Conv2d(width_in, width_out, 1, stride=stride, bias=bias)
             self.shortcut = nn.Sequential(conv, *norm_2d(norm, width_out))
 
-    def forward(self, x: Maps) -> Maps:
+    def forward(
+        self, x: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch outgoing rows columns"]:
         """Compute the outgoing feature maps."""
         return torch.relu(self.residual(x) + self.shortcut(x))
 
@@ -123,15 +123,11 @@ class ResNet(nn.Module):
         for number, widths in enumerate(plan):
             old, new = streams[number : number + 2]
             stride = 1 if number == 0 else 2
-            first = ResidualBlock(
-                old, widths[0], new, stride=stride, projection=projections[number], norm=norm
-            )
-            self.stages.append(
-                nn.Sequential(first, *(ResidualBlock(new, w, new, norm=norm) for w in widths[1:]))
-            )
+            first = ResidualBlock(old, widths[0], new, stride=stride, projection=projections[number], norm=norm)
+            self.stages.append(nn.Sequential(first, *(ResidualBlock(new, w, new, norm=norm) for w in widths[1:])))
         self.head = nn.Linear(streams[-1], num_classes)
 
-    def forward(self, images: Maps) -> Float[Tensor, "batch classes"]:
+    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
         """Compute the logits."""
         maps = self.stem(images)
         for stage in self.stages:

@@ -77,9 +77,7 @@ class VGG(nn.Module):
         return logits
 
 
-def vgg16(
-    width_multiplier: float = 1.0, *, num_classes: int = 10, norm: Norm = "none", dropout: float = 0.0
-) -> VGG:
+def vgg16(width_multiplier: float = 1.0, *, num_classes: int = 10, norm: Norm = "none", dropout: float = 0.0) -> VGG:
     """Build VGG16 for 32×32 images, all widths scaled together: 15.0 million parameters at 1.
 
     Args:
@@ -92,7 +90,7 @@ def vgg16(
         ConfigError: an unknown norm.
 
     Source:
-        anokhin2020lowloss (arXiv 2008.00741), which trains it with dropout before the linear layers.
+        anokhin2020lowloss (arXiv 2008.00741); the authors' code trains it with dropout.
 
     Example:
         >>> sum(p.numel() for p in vgg16(1 / 64).parameters())

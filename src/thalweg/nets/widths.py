@@ -24,7 +24,6 @@ def checked_widths(what: str, widths: Iterable[int], *, at_least: int = 0) -> tu
     whole = all(isinstance(w, int) and not isinstance(w, bool) and w > 0 for w in found)
     if len(found) < at_least or not whole:
         raise ConfigError(
-            f"Expected {what} as positive whole numbers, at least {at_least} of them. "
-            f"Got {found}. Change {what}."
+            f"Expected {what} as positive whole numbers, at least {at_least} of them. Got {found}. Change {what}."
         )
     return found

@@ -16,14 +16,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from thalweg.errors import NumericalError, StructureError
-from thalweg.objective import Batch, Objective, twice_differentiable
+from thalweg.objective import Batch, Objective, plain_attention
 from thalweg.probes.two_layer import is_two_layer, two_layer_hessian
 
 Method = Literal["auto", "structured", "blockwise"]
 
-# Bytes of one vectorised replay: (rows of the block) × (bytes saved on the tape). Chosen by us: at 2,913 parameters
-# and 1,000 samples, blocks of 16 to 32 rows took 1.5 s, of 128 rows 3.4 s. Single arrays above 32 MB are returned to
-# the system after every operation, and fetching their pages again dominates.
+# Bytes of one vectorised replay: (rows of the block) × (bytes saved on the tape). Chosen by us: at 2,913
+# parameters and 1,000 samples, blocks of 16 to 32 rows took 1.5 s, of 128 rows 3.4 s. Single arrays above 32
+# MB are returned to the system after every operation, and fetching their pages again dominates.
 _REPLAY_BYTES = 32 * 2**20
 _MAX_ROWS = 128
 
@@ -111,7 +111,7 @@ def _blockwise(objective: Objective, theta: Tensor) -> Tensor:
 
 
 def _add_batch(total: Tensor, weight: float, objective: Objective, theta: Tensor, batch: Batch) -> None:
-    with twice_differentiable():
+    with plain_attention():
         slope, point, saved_bytes = _tape(objective, theta, batch)
         if not slope.requires_grad:  # the loss is affine in theta
             return

@@ -88,9 +88,7 @@ def eigen(
         tensor([-1.,  2.])
     """
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
-        raise ShapeError(
-            f"Expected a square matrix. Got shape {tuple(matrix.shape)}. Build it with probes.hessian."
-        )
+        raise ShapeError(f"Expected a square matrix. Got shape {tuple(matrix.shape)}. Build it with probes.hessian.")
     if not torch.isfinite(matrix).all():
         raise NumericalError("Expected a finite matrix. Got NaN or infinity. Check the point.")
     if not vectors:

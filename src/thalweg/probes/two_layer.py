@@ -17,16 +17,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from thalweg.errors import StructureError
-from thalweg.objective import Batch, Objective, twice_differentiable
+from thalweg.objective import Batch, Objective, plain_attention
 
 # Bytes of the Jacobian held at once. Chosen by us: with H itself, of 68 MB at 2,913 parameters, the peak
-# stays far # below 1 GB, and larger pieces are no faster.
+# stays far below 1 GB, and larger pieces are no faster.
 _JACOBIAN_BYTES = 64 * 2**20
 # The symmetric product is cut into this many stripes; only blocks on and above the diagonal are computed. At
-# 2,913 # parameters 8 stripes took 0.19 s, 4 and 16 took 0.22 s, the full product 0.26 s.
+# 2,913 parameters 8 stripes took 0.19 s, 4 and 16 took 0.22 s, the full product 0.26 s.
 _STRIPES = 8
-# Hidden units whose weighted inputs are held at once. Chosen by us: the allocator recycles small temporaries, but
-# returns large ones to the system, which then costs a page fault for every 4 kB on every call.
+# Hidden units whose weighted inputs are held at once. Chosen by us: the allocator recycles small
+# temporaries, but returns large ones to the system, which then costs a page fault for every 4 kB on every
+# call.
 _UNITS = 8
 
 
@@ -62,9 +63,7 @@ def is_two_layer(objective: Objective) -> bool:
     return _layers(objective) is not None
 
 
-def two_layer_hessian(
-    objective: Objective, theta: Float[Tensor, " params"]
-) -> Float[Tensor, "params params"]:
+def two_layer_hessian(objective: Objective, theta: Float[Tensor, " params"]) -> Float[Tensor, "params params"]:
     """Assemble the Hessian of a two-layer network.
 
     H = Σ_s J_sᵀ L''_s J_s + Σ_s Σ_j (∂ℓ/∂o_j) ∂²o_j, with J_s the Jacobian of the outputs, L''_s the Hessian
@@ -111,9 +110,7 @@ def _layers(objective: Objective) -> _Layers | None:
         return None
     (first_name, first), (second_name, second) = modules.items()
     named = [
-        (f"{name}.{kind}" if name else kind)
-        for name in (first_name, second_name)
-        for kind in ("weight", "bias")
+        (f"{name}.{kind}" if name else kind) for name in (first_name, second_name) for kind in ("weight", "bias")
     ]
     kept = tuple(name if name in objective.space.names else None for name in named)
     tied = first.weight is second.weight
@@ -124,9 +121,7 @@ def _layers(objective: Objective) -> _Layers | None:
 
 def _in_order_of_execution(objective: Objective, theta: Tensor, layers: _Layers) -> _Layers:
     ran: list[nn.Module] = []
-    handles = [
-        layer.register_forward_hook(lambda m, *_: ran.append(m)) for layer in (layers.first, layers.second)
-    ]
+    handles = [layer.register_forward_hook(lambda m, *_: ran.append(m)) for layer in (layers.first, layers.second)]
     try:
         with torch.no_grad():
             objective.apply(theta, next(objective.batches())[0])
@@ -161,7 +156,7 @@ def _sensitivities(
     point = theta.clone().requires_grad_()
     below: list[tuple[Tensor, Tensor]] = []
     above: list[tuple[Tensor, Tensor]] = []
-    with _watched(layers.first, below), _watched(layers.second, above), twice_differentiable():
+    with _watched(layers.first, below), _watched(layers.second, above), plain_attention():
         loss = objective.batch_loss(point, *batch)
     if len(below) != 1 or len(above) != 1 or below[0][0].ndim != 2:
         raise StructureError(
@@ -205,8 +200,7 @@ def _add_gauss_newton(
     jacobian = _jacobian(parts, outgoing, objective, layers)
     num_outputs, num_params = jacobian.shape[1:]
     flat = jacobian.view(-1, num_params)
-    edges = [round(i * num_params / _STRIPES) for i in range(_STRIPES + 1)]
-    for start, stop in itertools.pairwise(edges):
+    for start, stop in _stripes(num_params):
         stripe = jacobian[:, :, start:stop]
         bent = stripe * parts.curvature if num_outputs == 1 else torch.bmm(parts.curvature, stripe)
         total[start:stop, start:].addmm_(bent.reshape(-1, stop - start).T, flat[:, start:])
@@ -225,9 +219,7 @@ def _jacobian(parts: _Sensitivities, outgoing: Tensor, objective: Objective, lay
     if bias:
         jacobian[:, :, objective.space.slice_of(bias)] = reach
     if out_weight:
-        block = torch.unflatten(
-            jacobian[:, :, objective.space.slice_of(out_weight)], 2, (num_outputs, -1)
-        ).zero_()
+        block = torch.unflatten(jacobian[:, :, objective.space.slice_of(out_weight)], 2, (num_outputs, -1)).zero_()
         block.diagonal(dim1=1, dim2=2).copy_(parts.feature.unsqueeze(2))
     if out_bias:
         block = jacobian[:, :, objective.space.slice_of(out_bias)].zero_()
@@ -246,13 +238,9 @@ def _add_residual(
     gram = torch.cat(  # (hidden, fan_in+1, fan_in+1)
         [torch.matmul(parts.inputs.T, f.T.unsqueeze(2) * parts.inputs) for f in torch.split(force, _UNITS, 1)]
     )
-    mixed = torch.einsum(
-        "sj,si,sl->jil", parts.pull, parts.slope, parts.inputs
-    )  # (outputs, hidden, fan_in+1)
+    mixed = torch.einsum("sj,si,sl->jil", parts.pull, parts.slope, parts.inputs)  # (outputs, hidden, fan_in+1)
     hidden = len(gram)
-    inner = [
-        (name, columns) for name, columns in ((weight, slice(fan_in)), (bias, slice(fan_in, None))) if name
-    ]
+    inner = [(name, columns) for name, columns in ((weight, slice(fan_in)), (bias, slice(fan_in, None))) if name]
     for row, (name, columns) in enumerate(inner):
         for other, other_columns in inner[row:]:
             block = _block(total, slices(name), slices(other))
@@ -269,10 +257,14 @@ def _block(total: Tensor, rows: slice, columns: slice) -> Tensor:
     return total[rows, columns] if rows.start <= columns.start else total[columns, rows].T
 
 
+def _stripes(num_params: int) -> Iterator[tuple[int, int]]:
+    count = min(_STRIPES, num_params)
+    return itertools.pairwise(round(i * num_params / count) for i in range(count + 1))
+
+
 def _mirrored(total: Tensor) -> Tensor:
     """Copy what is above the diagonal below it, stripe by stripe (no second matrix)."""
-    edges = [round(i * len(total) / _STRIPES) for i in range(_STRIPES + 1)]
-    for start, stop in itertools.pairwise(edges):
+    for start, stop in _stripes(len(total)):
         corner = total[start:stop, start:stop]
         corner.copy_(corner.triu() + corner.triu(1).T)
         total[stop:, start:stop] = total[start:stop, stop:].T

@@ -11,8 +11,16 @@ from thalweg.structure.view import View
 
 
 def random_permutations(view: View, generator: torch.Generator) -> dict[str, IntArray]:
-    """Draw one permutation for every group."""
-    return {g.name: torch.randperm(g.size, generator=generator).numpy() for g in view.groups}
+    """Draw a permutation that moves every unit (one random cycle) for every group.
+
+    A uniform draw leaves small groups as they are too often to prove anything.
+    """
+    drawn = {}
+    for group in view.groups:
+        order = torch.randperm(group.size, generator=generator).numpy()
+        drawn[group.name] = np.empty_like(order)
+        drawn[group.name][order] = np.roll(order, 1)
+    return drawn
 
 
 def permute(view: View, state: Mapping[str, Tensor], permutations: Mapping[str, IntArray]) -> dict[str, Tensor]:

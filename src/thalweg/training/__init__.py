@@ -1,1 +1,10 @@
+"""Down the landscape: one network's training, its plateaux and its critical points."""
 
+from thalweg.training.critical import CriticalPoint as CriticalPoint
+from thalweg.training.critical import Plateau as Plateau
+from thalweg.training.critical import polish as polish
+from thalweg.training.critical import stagnation as stagnation
+from thalweg.training.single import OptimizerFactory as OptimizerFactory
+from thalweg.training.single import TrainingRun as TrainingRun
+from thalweg.training.single import recording_steps as recording_steps
+from thalweg.training.single import train as train

@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from thalweg.errors import ConfigError
 from thalweg.objective import Objective
 
-# Records per decade of steps when `record="log"`. Chosen by us: 50 give steps 5 % apart, about 230 records in 300,000
-# steps, and a plateau of the shortest kind counted by `stagnation` (a factor 1.2) still holds four of them.
+# Records per decade of steps when `record="log"`. Chosen by us: 50 give steps 5 % apart, about 230 records
+# in 300,000 steps, and a plateau of the shortest kind counted by `stagnation` (a factor 1.2) still holds
+# four of them.
 _RECORDS_PER_DECADE = 50
 # Bytes of recorded thetas. Chosen by us; 10,000 records of a network of 3,200 parameters in float64.
 _THETA_BYTES = 256 * 2**20
@@ -23,6 +24,7 @@ _THETA_BYTES = 256 * 2**20
 Progress = Callable[[int, float], None]
 
 
+@runtime_checkable
 class OptimizerFactory(Protocol):
     """Builds a torch optimizer, as the classes of `torch.optim` do."""
 
@@ -38,8 +40,8 @@ class TrainingRun:
         steps: recorded steps, ascending, shape (records,); step 0 is the start.
         losses: R at the recorded steps.
         gradient_l1: ‖∇R‖₁ at the recorded steps.
-        theta_steps: steps whose theta was kept, shape (kept,). If memory runs short, of two neighbours the one of
-            the smaller gradient is kept.
+        theta_steps: steps whose theta was kept, shape (kept,). If memory runs short, of two neighbours the
+            one of the smaller gradient is kept.
         thetas: theta at those steps, shape (kept, params).
         theta: the last point; if the run diverged, the last recorded finite one.
         status: "finished", "stopped" (gradient below the bound asked for) or "diverged" (NaN or infinity).
@@ -58,14 +60,14 @@ class TrainingRun:
     seconds: float
 
 
-def train(  # noqa: PLR0913 - the schedule of a training is these numbers
+def train(
     objective: Objective,
     theta: Float[Tensor, " params"],
     *,
     learning_rate: float,
     steps: int,
-    optimizer: Literal["adam", "gd"] | OptimizerFactory = "adam",
-    record: Literal["log"] | int | Sequence[int] = "log",
+    optimizer: str | OptimizerFactory = "adam",
+    record: str | int | Sequence[int] = "log",
     stop_gradient_l1: float | None = None,
     progress: Progress | None = None,
 ) -> TrainingRun:
@@ -79,10 +81,10 @@ def train(  # noqa: PLR0913 - the schedule of a training is these numbers
         theta: the start, shape (params,).
         learning_rate: η.
         steps: number of steps.
-        optimizer: "adam", "gd", or a class such as `torch.optim.RMSprop` that is called with one flat parameter and
-            `lr=learning_rate` and whose `step()` needs no closure.
-        record: steps to record: "log" (50 per decade), every n-th, or the steps themselves. The start and the last
-            step are always recorded.
+        optimizer: "adam", "gd", or a class such as `torch.optim.RMSprop` that is called with one flat
+            parameter and `lr=learning_rate` and whose `step()` needs no closure.
+        record: steps to record: "log" (50 per decade), every n-th, or the steps themselves. The start and
+            the last step are always recorded.
         stop_gradient_l1: stop as soon as ‖∇R‖₁ is at or below this. Default: never.
         progress: called as `progress(step, loss)` at every recorded step.
 
@@ -90,19 +92,19 @@ def train(  # noqa: PLR0913 - the schedule of a training is these numbers
         The run. A NaN or infinity ends it with status "diverged" and the last recorded finite point.
 
     Raises:
-        ConfigError: an unknown optimizer, a learning rate or number of steps that is not positive, a record of
-            steps outside the run.
+        ConfigError: an unknown optimizer, a learning rate or number of steps that is not positive, a record
+            of steps outside the run.
         ShapeError: theta does not fit the module.
 
-    **Source:** Adam: Kingma & Ba 2015 (arXiv 1412.6980), Algorithm 1. Full-batch training is that of Zhang et al.
-    2021 (arXiv 2105.14573), App. B.
+    **Source:** Adam: Kingma & Ba 2015 (arXiv 1412.6980), Algorithm 1. Full-batch training is that of Zhang
+    et al. 2021 (arXiv 2105.14573), App. B.
 
     Example:
         >>> x = torch.linspace(-1, 1, 5).unsqueeze(1)
         >>> objective = Objective(nn.Linear(1, 1, bias=False), nn.MSELoss(), (x, 2 * x))
         >>> run = train(objective, torch.zeros(1), learning_rate=0.5, steps=50, optimizer="gd")
         >>> run.status, run.theta
-        ('finished', tensor([2.0000]))
+        ('finished', tensor([2.]))
     """
     wanted = recording_steps(steps, record)
     if not (learning_rate > 0 and math.isfinite(learning_rate)):
@@ -132,7 +134,7 @@ def train(  # noqa: PLR0913 - the schedule of a training is these numbers
     return log.run(status, time.perf_counter() - start)
 
 
-def recording_steps(steps: int, record: Literal["log"] | int | Sequence[int]) -> frozenset[int]:
+def recording_steps(steps: int, record: str | int | Sequence[int]) -> frozenset[int]:
     """Spell out the steps to record, the first and the last included.
 
     Args:
@@ -156,9 +158,11 @@ def recording_steps(steps: int, record: Literal["log"] | int | Sequence[int]) ->
         if record < 1:
             raise ConfigError(f"Expected to record every n-th step, n ≥ 1. Got {record}. Choose n.")
         return frozenset(ends | set(range(0, steps, record)))
-    if isinstance(record, str):
+    if record == "log":
         count = math.ceil(_RECORDS_PER_DECADE * math.log10(steps)) + 1
         return frozenset(ends | {int(steps ** (i / count)) for i in range(count)})
+    if isinstance(record, str):
+        raise ConfigError(f"Expected record='log', an interval or steps. Got {record!r}. Choose one of them.")
     if any(not 0 <= step <= steps for step in record):
         raise ConfigError(
             f"Expected steps to record between 0 and {steps}. Got {min(record)} … {max(record)}. Leave out the rest."
@@ -169,8 +173,9 @@ def recording_steps(steps: int, record: Literal["log"] | int | Sequence[int]) ->
 class _Slope:
     """R and ∇R at a point that moves in place, without the cost of a functional call per step.
 
-    A copy of the module has its parameters and their gradients as views of two flat vectors. Where that is not the
-    objective's own computation (buffers that a train mode would change), the objective itself is asked.
+    A copy of the module has its parameters and their gradients as views of two flat vectors. Where that is
+    not the objective's own computation (buffers that a train mode would change), the objective itself is
+    asked.
     """
 
     def __init__(self, objective: Objective, theta: Tensor) -> None:
@@ -187,7 +192,7 @@ class _Slope:
         for name, value in values.items():
             named[name].data = value
             named[name].grad = slopes[name]
-        self._batches = list(objective.weighted_batches()) if _holds(objective) else None
+        self._batches = list(objective.weighted_batches()) if objective.in_memory else None
 
     def refresh(self) -> float:
         """Recompute the gradient in place and return R."""
@@ -217,20 +222,13 @@ class _Slope:
         return float(self.gradient.abs().sum())
 
 
-def _holds(objective: Objective) -> bool:
-    """Whether all batches are tensors in memory already, so that they can be kept for the whole run."""
-    return objective.in_memory
-
-
 def _call(module: nn.Module, inputs: Any) -> Any:
     if isinstance(inputs, dict):
         return module(**inputs)
     return module(*inputs) if isinstance(inputs, tuple) else module(inputs)
 
 
-def _stepper(
-    slope: _Slope, optimizer: Literal["adam", "gd"] | OptimizerFactory, learning_rate: float
-) -> Callable[[], object]:
+def _stepper(slope: _Slope, optimizer: str | OptimizerFactory, learning_rate: float) -> Callable[[], object]:
     theta, gradient = slope.theta, slope.gradient
     if optimizer == "gd":
         return lambda: theta.add_(gradient, alpha=-learning_rate)

@@ -15,7 +15,7 @@ from thalweg.lab.figures.style import (
     picture,
     thinned,
 )
-from thalweg.lab.recipe import Table
+from thalweg.lab.tables import Table
 
 _SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x", "cross", "star")
 

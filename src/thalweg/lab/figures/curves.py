@@ -8,7 +8,7 @@ import numpy as np
 
 from thalweg.lab.figures.figure import Figure
 from thalweg.lab.figures.style import DASHES, PALETTE, groups, label, log_axis, numbers, picture, thinned
-from thalweg.lab.recipe import Table
+from thalweg.lab.tables import Table
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -84,9 +84,7 @@ def _dash(place: int) -> str:
     return DASHES[place // len(PALETTE) % len(DASHES)]
 
 
-def _draw_band(
-    figure: go.Figure, place: int, positions: np.ndarray, low: np.ndarray, high: np.ndarray
-) -> None:
+def _draw_band(figure: go.Figure, place: int, positions: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
     colour = PALETTE[place % len(PALETTE)]
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     figure.add_scatter(

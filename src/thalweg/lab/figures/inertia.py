@@ -2,7 +2,7 @@
 
 from thalweg.lab.figures.figure import Figure
 from thalweg.lab.figures.style import SIGN_COLOURS, column, label, numbers, picture
-from thalweg.lab.recipe import Table
+from thalweg.lab.tables import Table
 
 
 def inertia_bars(

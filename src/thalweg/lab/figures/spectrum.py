@@ -20,7 +20,7 @@ from thalweg.lab.figures.style import (
     picture,
     thinned,
 )
-from thalweg.lab.recipe import Table
+from thalweg.lab.tables import Table
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -134,7 +134,5 @@ def _lay_out(figure: go.Figure, place: int, panels: int, axis: dict[str, Any], h
     figure.update_layout(**axes)
     if heading:
         centre = {"x": (start + end) / 2, "y": 1, "xanchor": "center", "yanchor": "bottom"}
-        figure.add_annotation(
-            text=heading, xref="paper", yref="paper", showarrow=False, font={"size": 13}, **centre
-        )
+        figure.add_annotation(text=heading, xref="paper", yref="paper", showarrow=False, font={"size": 13}, **centre)
         figure.update_layout(legend={"y": 1.08})

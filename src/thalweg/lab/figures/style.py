@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from thalweg.errors import ConfigError
-from thalweg.lab.recipe import Table
+from thalweg.lab.tables import Table
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -121,9 +121,7 @@ def numbers(table: Table, name: str) -> np.ndarray:
     try:
         return np.array([math.nan if v is None else float(v) for v in values])
     except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"Expected numbers in the column {name!r}. Got {error}. Draw another column."
-        ) from error
+        raise ConfigError(f"Expected numbers in the column {name!r}. Got {error}. Draw another column.") from error
 
 
 def groups(table: Table, name: str | None) -> dict[Any, Table]:

@@ -36,9 +36,7 @@ def current_environment() -> Environment:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return Environment(
-        versions, _commit(Path(__file__).resolve().parents[_DEPTH]), platform.platform(), _hardware()
-    )
+    return Environment(versions, _commit(Path(__file__).resolve().parents[_DEPTH]), platform.platform(), _hardware())
 
 
 def _commit(checkout: Path) -> str | None:

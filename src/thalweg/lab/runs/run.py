@@ -14,9 +14,9 @@ from pydantic import TypeAdapter, ValidationError
 from thalweg.errors import StoreError
 from thalweg.lab.claims import ClaimResult
 from thalweg.lab.plain import canonical
-from thalweg.lab.recipe import Table
 from thalweg.lab.runs.environment import Environment
 from thalweg.lab.runs.identity import run_id
+from thalweg.lab.tables import Table
 
 Status = Literal["finished", "failed"]
 
@@ -181,6 +181,4 @@ def _read(path: Path) -> bytes:
 
 
 def _damaged(folder: Path, reason: str) -> StoreError:
-    return StoreError(
-        f"Expected a whole run. Got {folder}: {reason}. Run its recipe again; it then takes the place."
-    )
+    return StoreError(f"Expected a whole run. Got {folder}: {reason}. Run its recipe again; it then takes the place.")

@@ -127,9 +127,7 @@ class _Pool:
         return job, result
 
 
-def _in_parallel(
-    function: Callable[[J], R], jobs: list[J], workers: int
-) -> Iterator[tuple[J, R | Exception]]:
+def _in_parallel(function: Callable[[J], R], jobs: list[J], workers: int) -> Iterator[tuple[J, R | Exception]]:
     pool = _Pool(function, jobs, deque(range(len(jobs))))
     try:
         for _ in range(min(workers, len(jobs))):

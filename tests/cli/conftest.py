@@ -1,0 +1,5 @@
+"""Fixtures of this folder."""
+
+from tests.lab import toy
+
+toys = toy.toys
