@@ -72,7 +72,7 @@ class Branching(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.line(x)
-        return torch.tanh(y) if float(y.sum()) > 0 else y * y
+        return torch.tanh(y) if float(y.detach().sum()) > 0 else y * y
 
 
 CASES: dict[str, tuple[nn.Module, Any, Tensor, Tensor]] = {

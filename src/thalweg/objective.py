@@ -206,16 +206,18 @@ class Objective:
     def weighted_batches(self) -> Iterator[tuple[float, Batch]]:
         """Yield (w_b, batch) such that R = Σ w_b·loss_b, divided by Σ w_b under a mean; w_b = 1 for a sum.
 
+        Weights are relative to the first, so that a single batch is not rounded by its weight.
+
         Raises:
             DataError: under a mean, all weights are zero.
         """
-        total = 0.0
+        unit = 0.0
         for batch in self.batches():
             weight = 1.0 if self.reduction == "sum" else self._batch_weight(batch[1])
-            total += weight
+            unit = unit or weight
             if weight:
-                yield weight, batch
-        if total == 0.0:
+                yield weight / unit, batch
+        if unit == 0.0:
             raise DataError(
                 "Expected at least one target that counts in the loss. Got a total weight of 0. "
                 "Check ignore_index and the class weights."
@@ -315,13 +317,13 @@ _POINTS_PER_CHUNK = 64
 @contextlib.contextmanager
 def plain_attention() -> Iterator[None]:
     """Fused attention has no second derivative and no batching rule; the plain mathematical form has both."""
-    enabled = torch.backends.mha.get_fastpath_enabled()  # type: ignore[no-untyped-call]
-    torch.backends.mha.set_fastpath_enabled(False)  # type: ignore[no-untyped-call]
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)  # type: ignore[no-untyped-call]
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 def _batches(data: Any, batch_size: int | None) -> Any:

@@ -240,7 +240,7 @@ def test_a_hessian_that_is_not_finite_is_refused() -> None:
     net = two_layer(nn.Tanh, 1, (True, True)).double()
     objective = Objective(net, nn.MSELoss(), (randn(SAMPLES, 3), randn(SAMPLES, 1)))
     for method in ("auto", "blockwise"):
-        with pytest.raises(NumericalError, match="Expected a finite Hessian. Got NaN or infinity"):
+        with pytest.raises(NumericalError, match=r"Expected a finite Hessian. Got NaN or infinity"):
             hessian(objective, torch.full((objective.num_params,), torch.nan), method)
 
 

@@ -108,17 +108,17 @@ def test_a_gradient_at_a_critical_point_vanishes() -> None:
 
 
 def test_eigenvalues_that_are_not_finite_are_refused() -> None:
-    with pytest.raises(NumericalError, match="Expected finite eigenvalues. Got NaN or infinity"):
+    with pytest.raises(NumericalError, match=r"Expected finite eigenvalues. Got NaN or infinity"):
         inertia(torch.tensor([1.0, torch.inf]))
 
 
 def test_a_negative_threshold_is_refused() -> None:
-    with pytest.raises(NumericalError, match="Expected a threshold of at least 0. Got -1.0"):
+    with pytest.raises(NumericalError, match=r"Expected a threshold of at least 0. Got -1.0"):
         inertia(torch.ones(2), threshold=-1.0)
 
 
 def test_a_matrix_that_is_not_finite_is_refused() -> None:
-    with pytest.raises(NumericalError, match="Expected a finite matrix. Got NaN or infinity"):
+    with pytest.raises(NumericalError, match=r"Expected a finite matrix. Got NaN or infinity"):
         eigen(torch.full((2, 2), torch.nan))
 
 

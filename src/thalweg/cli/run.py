@@ -59,7 +59,7 @@ def run(  # noqa: PLR0913, PLR0917 - one argument per option of the command line
     runs, errors = sorted_out(carry_out(jobs, min(workers, seeds), entry.recipe.name))
     report = str(reported(runs, _report_path(store, runs))) if runs and not no_report else None
     if runs and as_json:
-        print_json(json_of(runs, clock(), report))
+        print_json(json_of(runs, clock(), report) | {"preset": name})
     elif runs:
         show_claims(runs)
         ids = ", ".join(run.id[:12] for run in runs)

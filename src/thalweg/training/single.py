@@ -202,17 +202,13 @@ class _Slope:
             return float(value)
         self.gradient.zero_()
         total, weights = 0.0, 0.0
-        summed = self._objective.reduction == "sum"
-        batches = self._batches if self._batches is not None else self._objective.weighted_batches()
-        single = self._batches is not None and len(self._batches) == 1
-        for weight, (inputs, targets) in batches:
-            factor = 1.0 if single or summed else weight
+        for weight, (inputs, targets) in self._batches or self._objective.weighted_batches():
             loss = self._objective.reduced(_call(self._module, inputs), targets)
             if loss.requires_grad:
-                (loss if factor == 1.0 else loss * factor).backward()  # type: ignore[no-untyped-call]
-            total += factor * loss.item()
-            weights += factor
-        if summed or weights == 1.0:
+                (loss if weight == 1.0 else loss * weight).backward()  # type: ignore[no-untyped-call]
+            total += weight * loss.item()
+            weights += weight
+        if weights == 1.0 or self._objective.reduction == "sum":
             return total
         self.gradient.div_(weights)
         return total / weights

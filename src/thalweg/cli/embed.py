@@ -1,0 +1,189 @@
+"""`thalweg embed`: carry a checkpoint exactly into a wider network."""
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from thalweg.cli.network import (
+    WIDTHS_KEY,
+    Arguments,
+    Checkpoint,
+    Example,
+    Model,
+    Net,
+    Network,
+    Shape,
+    TrustPickle,
+    build_module,
+    count_parameters,
+    load_network,
+)
+from thalweg.cli.options import AsJson
+from thalweg.cli.verdicts import print_json, show_rows
+from thalweg.errors import CheckpointError, ConfigError, PlanError, StructureError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from thalweg.embeddings import Embedded
+    from thalweg.structure import View
+
+
+def embed(  # noqa: PLR0913, PLR0917 - one argument per option of the command line
+    checkpoint: Checkpoint,
+    widths: Annotated[
+        str,
+        typer.Option(metavar="NAME=WIDTH,…|x2", help="Width by group (see `thalweg view`), or a factor for all."),
+    ],
+    model: Model = None,
+    net: Net = None,
+    arguments: Arguments = None,
+    shape: Shape = None,
+    example: Example = None,
+    shares: Annotated[str, typer.Option(help="Shares of the outgoing weights: equal, or random.")] = "equal",
+    seed: Annotated[int, typer.Option(help="Seed of random shares.")] = 0,
+    wide: Annotated[
+        str | None,
+        typer.Option(metavar="PKG.MOD:FACTORY", help="What builds your own wide module, to be filled and checked."),
+    ] = None,
+    wide_arguments: Annotated[
+        list[str] | None, typer.Option("--wide-arg", metavar="KEY=VALUE", help="Argument of the wide factory.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where to write. Default: CKPT-wide.safetensors, here.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+    trust_pickle: TrustPickle = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a wider checkpoint that computes the same; a critical point stays a critical point."""
+    target = free_target(out, checkpoint, "wide", force=force)
+    network = load_network(
+        checkpoint,
+        model=model,
+        net=net,
+        arguments=arguments,
+        shape=shape,
+        example=example,
+        trust_pickle=trust_pickle,
+    )
+    own = build_module(wide, None, wide_arguments) if wide else None
+    own = _like(own, network) if own is not None else None
+    made, fixed = _embedded(network, widths, _shares(shares), seed, own)
+    from thalweg.checkpoint import save_state
+
+    widened = {**network.widths, **made.embedding.plan.widths}
+    save_state(target, made.module.state_dict(), {WIDTHS_KEY: json.dumps(widened), "thalweg.source": checkpoint.name})
+    rows = [[n, str(s.narrow), str(s.wide)] for n, s in made.embedding.plan.splits.items()]
+    before, after = count_parameters(network.module), count_parameters(made.module)
+    if as_json:
+        plan = {n: {"narrow": s.narrow, "wide": s.wide} for n, s in made.embedding.plan.splits.items()}
+        sizes: dict[str, Any] = {"before": before, "after": after}
+        print_json(
+            {"file": str(target), "widths": plan, "parameters": sizes, "output_change": made.error, "kept": fixed}
+        )
+        return
+    show_rows(["group", "before", "after"], rows)
+    for name in fixed:
+        typer.echo(f"{name}: kept at its width, the module's code fixes it (give your own --wide module)")
+    typer.echo(f"parameters: {before:,} -> {after:,}")
+    typer.echo(f"outputs change by {made.error:.1e} (relative; example batch: {network.words})")
+    typer.echo(f"wrote {target}: load_state_dict takes it into your module built with these widths")
+
+
+def _like(module: "nn.Module", network: Network) -> "nn.Module":
+    return module.to(next(network.module.parameters()).dtype).eval()
+
+
+def _shares(word: str) -> Literal["equal", "random"]:
+    if word == "equal":
+        return "equal"
+    if word == "random":
+        return "random"
+    raise ConfigError(f"Expected --shares equal or random. Got {word!r}. For given shares use thalweg.embed.")
+
+
+def free_target(out: Path | None, checkpoint: Path, what: str, *, force: bool) -> Path:
+    """Give the file to write, before any work is done.
+
+    Raises:
+        CheckpointError: it is there already, is the source, or its folder is not there.
+    """
+    target = out or Path(f"{checkpoint.stem}-{what}.safetensors")
+    if not target.parent.is_dir():
+        raise CheckpointError(f"Expected a folder {target.parent}. Got none. Make it, or choose another --out.")
+    if target.exists() and checkpoint.exists() and target.samefile(checkpoint):
+        raise CheckpointError(f"Expected --out to differ from the checkpoint. Got {target}. Choose another --out.")
+    if target.exists() and not force:
+        raise CheckpointError(f"Expected a new file. Got {target}, which is there. Use --force to overwrite it.")
+    return target
+
+
+def parsed_widths(text: str, view: "View") -> dict[str, int]:
+    """Read `name=width,name=x2,…`, or `x2` for every group that can grow.
+
+    Raises:
+        ConfigError: not of that form.
+        StructureError: no such group.
+    """
+    if factor := _factor(text):
+        return {g.name: factor * g.size for g in view.groups if g.is_duplicable}
+    widths = {}
+    for word in filter(None, (w.strip() for w in text.split(","))):
+        name, equals, value = word.rpartition("=")
+        size = view.group(name).size if equals else 0
+        if equals and (factor := _factor(value)):
+            widths[name] = factor * size
+        elif equals and value.isdigit():
+            widths[name] = int(value)
+        else:
+            raise ConfigError(f"Expected --widths name=64,name=x2 or x2. Got {word!r}. See `thalweg view` for names.")
+    if not widths:
+        raise ConfigError("Expected --widths name=64,name=x2 or x2. Got nothing. See `thalweg view` for names.")
+    return widths
+
+
+def _factor(word: str) -> int:
+    """Read x2 or 2x; 0 for anything else."""
+    found = re.fullmatch(r"x(\d+)|(\d+)x", word.strip().lower())
+    return int(found[1] or found[2]) if found else 0
+
+
+def _embedded(
+    network: Network, widths: str, shares: Literal["equal", "random"], seed: int, own: "nn.Module | None"
+) -> "tuple[Embedded, list[str]]":
+    """Embed; under one factor for all groups, leave those at their width that the module's code fixes."""
+    import torch
+
+    from thalweg.embeddings import embed as embed_module
+    from thalweg.structure import trace
+
+    view = trace(network.module, network.inputs)
+    wanted = parsed_widths(widths, view)
+    if not wanted:
+        raise PlanError(f"Expected a group that can grow. Got none among {len(view.groups)}. See `thalweg view`.")
+
+    def attempt(some: dict[str, int]) -> "Embedded":
+        generator = torch.Generator().manual_seed(seed)
+        return embed_module(
+            network.module, network.inputs, some, shares=shares, view=view, generator=generator, wide=own
+        )
+
+    try:
+        return attempt(wanted), []
+    except (StructureError, PlanError):
+        if not _factor(widths) or own is not None:
+            raise
+    free = {}
+    for name, width in wanted.items():
+        try:
+            attempt({name: width})
+        except (StructureError, PlanError):
+            continue
+        free[name] = width
+    if not free:
+        raise PlanError("Expected a group that can grow. Got none: the module's code fixes all sizes. Give --wide.")
+    return attempt(free), [n for n in wanted if n not in free]

@@ -1,0 +1,316 @@
+"""A user's network on the command line: its module, its checkpoint, an example batch."""
+
+import importlib
+import importlib.util
+import inspect
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import yaml
+
+from thalweg.cli.launch import import_from_here
+from thalweg.errors import CheckpointError, ConfigError, StructureError
+from thalweg.lab.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from thalweg.structure import View
+
+WIDTHS_KEY = "thalweg.widths"
+"""Metadata of a checkpoint that thalweg widened: group -> width, as JSON."""
+
+Checkpoint = Annotated[
+    Path, typer.Argument(metavar="CKPT", help="Checkpoint: .safetensors, or .pt/.pth with weights only.")
+]
+Model = Annotated[
+    str | None,
+    typer.Option(metavar="PKG.MOD:FACTORY", help="What builds the module: module:name, or file.py:name."),
+]
+Net = Annotated[str | None, typer.Option(metavar="NAME", help="In place of --model: a net of thalweg.nets.")]
+Arguments = Annotated[
+    list[str] | None, typer.Option("--arg", metavar="KEY=VALUE", help="Argument of the factory; repeat for more.")
+]
+Shape = Annotated[
+    str | None,
+    typer.Option("--input", metavar="SHAPE", help="Shape of one input, e.g. 3x32x32. Default: guessed."),
+]
+Example = Annotated[
+    str | None,
+    typer.Option(metavar="PKG.MOD:NAME", help="An example batch: a tensor, a tuple of them, or what returns it."),
+]
+TrustPickle = Annotated[
+    bool, typer.Option("--trust-pickle", help="Load a checkpoint whose pickle runs code. Only your own files.")
+]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A user's module with its weights, and a batch that it runs on.
+
+    Args:
+        module: in eval mode.
+        inputs: example batch, a tuple of arguments.
+        words: how the batch was come by, for the output.
+        widths: widths by group that the checkpoint says it was given; empty otherwise.
+    """
+
+    module: "nn.Module"
+    inputs: tuple[Any, ...]
+    words: str
+    widths: dict[str, int]
+
+
+def load_network(
+    checkpoint: Path | None,
+    *,
+    model: str | None,
+    net: str | None,
+    arguments: Sequence[str] | None,
+    shape: str | None,
+    example: str | None,
+    trust_pickle: bool = False,
+) -> Network:
+    """Build a module, fill it from a checkpoint, and find an example batch.
+
+    A checkpoint that `thalweg embed` wrote fits its narrow factory: the module is widened as the checkpoint says.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read, or does not fit the module.
+        ConfigError: the factory or the example cannot be found, called or guessed.
+    """
+    import torch
+
+    from thalweg.checkpoint import load_into, load_metadata, load_state
+
+    state = load_state(checkpoint, trust_pickle=trust_pickle) if checkpoint else None
+    module = build_module(model, net, arguments)
+    dtypes = {t.dtype for t in (state or {}).values() if t.is_floating_point()}
+    if len(dtypes) == 1:
+        module = module.to(dtypes.pop())
+    module.eval()
+    inputs, words = example_of(module, shape, example)
+    widths: dict[str, int] = {}
+    if state is not None and checkpoint is not None:
+        try:
+            load_into(module, state)
+        except CheckpointError:
+            widths = _stated_widths(load_metadata(checkpoint) if not trust_pickle else {})
+            if not widths:
+                raise
+            module = _widened(module, inputs, widths)
+            load_into(module, state)
+    if not all(isinstance(i, torch.Tensor) for i in inputs) and not inputs:
+        raise ConfigError("Expected an example batch. Got an empty one. Check --example.")
+    return Network(module, inputs, words, widths)
+
+
+def _stated_widths(metadata: dict[str, str]) -> dict[str, int]:
+    try:
+        found = json.loads(metadata.get(WIDTHS_KEY, "{}"))
+        return {str(name): int(width) for name, width in found.items()}
+    except (ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _widened(module: "nn.Module", inputs: tuple[Any, ...], widths: dict[str, int]) -> "nn.Module":
+    from thalweg.embeddings import embed
+
+    return embed(module, inputs, widths).module
+
+
+def build_module(model: str | None, net: str | None, arguments: Sequence[str] | None) -> "nn.Module":
+    """Call the factory that --model or --net names.
+
+    Raises:
+        ConfigError: neither or both are given, it cannot be found or called, or it gives no module.
+    """
+    from torch import nn
+
+    if (model is None) == (net is None):
+        raise ConfigError(
+            "Expected one of --model PKG.MOD:FACTORY and --net NAME. "
+            f"Got {'neither' if model is None else 'both'}. Say what builds your module."
+        )
+    factory = find_object(model) if model is not None else _own_net(net or "")
+    keywords = _keywords(arguments or [])
+    if isinstance(factory, nn.Module) and not keywords:
+        return factory
+    if not callable(factory):
+        raise ConfigError(
+            f"Expected {model or net} to build a module. Got a {type(factory).__name__}. Name a factory."
+        )
+    try:
+        made = factory(**keywords)
+    except Exception as error:  # whatever a user's factory raises
+        signature = _signature(factory)
+        raise ConfigError(
+            f"Expected {model or net}{signature} to build a module. Got {type(error).__name__}: {error}. "
+            "Give its arguments with --arg key=value."
+        ) from error
+    if not isinstance(made, nn.Module):
+        raise ConfigError(
+            f"Expected {model or net} to return an nn.Module. Got {type(made).__name__}. Mend the factory."
+        )
+    return made
+
+
+def _signature(factory: Any) -> str:
+    try:
+        return str(inspect.signature(factory))
+    except (TypeError, ValueError):
+        return "(…)"
+
+
+def _own_net(name: str) -> Any:
+    from thalweg import nets
+
+    if not hasattr(nets, name) or name.startswith("_"):
+        hint = did_you_mean(name, [n for n in vars(nets) if n[0].isupper()]) or "See thalweg.nets."
+        raise ConfigError(f"Expected a net of thalweg.nets. Got {name!r}. {hint}")
+    return getattr(nets, name)
+
+
+def _keywords(words: Sequence[str]) -> dict[str, Any]:
+    keywords = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals or not key.isidentifier():
+            raise ConfigError(f"Expected --arg key=value. Got {word!r}. Write e.g. --arg width=16.")
+        try:
+            keywords[key] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"Expected a value after '='. Got {word!r}. Quote it for the shell.") from error
+    return keywords
+
+
+def find_object(reference: str) -> Any:
+    """Import what `module:name` or `file.py:name` names.
+
+    Raises:
+        ConfigError: no such module, file or name.
+    """
+    import_from_here()
+    place, _, name = reference.rpartition(":")
+    if not place or not name:
+        raise ConfigError(f"Expected module:name or file.py:name. Got {reference!r}. Write e.g. nets.py:build.")
+    try:
+        module = _from_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+    except Exception as error:  # whatever a user's module raises when it is run
+        raise ConfigError(
+            f"Expected a module that can be imported. Got {place!r}: {type(error).__name__}: {error}. "
+            "Run in its folder, or install it."
+        ) from error
+    if not hasattr(module, name):
+        hint = did_you_mean(name, vars(module)) or "Check the name after the colon."
+        raise ConfigError(f"Expected {name!r} in {place!r}. Got no such name. {hint}")
+    return getattr(module, name)
+
+
+def _from_file(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(path.stem, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def example_of(module: "nn.Module", shape: str | None, example: str | None) -> tuple[tuple[Any, ...], str]:
+    """Give an example batch and how it was come by: given, drawn in a given shape, or guessed.
+
+    Raises:
+        ConfigError: the example cannot be read, or no guess runs.
+        StructureError: the module does not run on the given inputs.
+    """
+    from torch import Tensor
+
+    from thalweg.structure.trace import prepared
+
+    if example is not None:
+        found = find_object(example)
+        found = found() if callable(found) and not isinstance(found, Tensor) else found
+        inputs = found if isinstance(found, tuple) else (found,)
+        prepared(module, inputs)
+        return inputs, example
+    if shape is not None:
+        inputs = (_drawn(module, _parsed(shape)),)
+        prepared(module, inputs)
+        return inputs, f"standard normal, {shape}"
+    for guess in _guesses(module):
+        try:
+            prepared(module, guess)
+        except StructureError:
+            continue
+        return guess, f"guessed, {'x'.join(str(n) for n in guess[0].shape[1:])}"
+    raise ConfigError(
+        f"Expected an example batch for {type(module).__name__}. Got none, and no guess from its first layer runs. "
+        "Give --input SHAPE (of one sample, e.g. 3x32x32) or --example PKG.MOD:NAME."
+    )
+
+
+def _parsed(shape: str) -> list[int]:
+    try:
+        sizes = [int(n) for n in shape.lower().split("x")]
+    except ValueError:
+        sizes = []
+    if not sizes or min(sizes) < 1:
+        raise ConfigError(f"Expected --input of one sample, e.g. 3x32x32. Got {shape!r}. Leave out the batch.")
+    return sizes
+
+
+def _drawn(module: "nn.Module", sizes: Sequence[int]) -> Any:
+    import torch
+
+    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+    return torch.randn(4, *sizes, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
+
+
+def _guesses(module: "nn.Module") -> Iterator[tuple[Any, ...]]:
+    """Batches that the first layer with weights would take, the commonest sizes first."""
+    import torch
+    from torch import nn
+
+    first = next((m for m in module.modules() if next(m.parameters(recurse=False), None) is not None), None)
+    if isinstance(first, nn.Embedding):
+        for length in (8, 4, 2):
+            generator = torch.Generator().manual_seed(0)
+            yield (torch.randint(first.num_embeddings, (4, length), generator=generator),)
+    elif isinstance(first, nn.modules.conv._ConvNd):
+        for size in (32, 28, 64, 96, 128, 224, 16, 8):
+            yield (_drawn(module, [first.in_channels] + [size] * len(first.kernel_size)),)
+    elif isinstance(first, nn.Linear | nn.RNNBase):
+        width = first.in_features if isinstance(first, nn.Linear) else first.input_size
+        yield (_drawn(module, [width]),)
+        yield (_drawn(module, [7, width]),)
+    elif isinstance(first, nn.modules.batchnorm._BatchNorm | nn.LayerNorm):
+        width = (
+            first.num_features if isinstance(first, nn.modules.batchnorm._BatchNorm) else first.normalized_shape[-1]
+        )
+        yield (_drawn(module, [width]),)
+
+
+def count_parameters(module: "nn.Module") -> int:
+    """Count the entries of all parameters, a tied one once."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def describe(view: "View") -> list[list[str]]:
+    """Give one row for each group: name, size, flags, what makes it, what reads it."""
+    rows = []
+    for group in view.groups:
+        makes = [f"{m.tensor}[{m.dim}]" for m in group.members if m.role != "consumer"]
+        reads = [f"{m.tensor}[{m.dim}]" for m in group.members if m.role != "producer"]
+        rows.append([group.name, str(group.size), ", ".join(group.flags), _some(makes), _some(reads)])
+    return rows
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" +{len(names) - 3}" if len(names) > 3 else ""
+    return " ".join(names[:3]) + more or "–"
