@@ -8,7 +8,24 @@ memory: growth of the process's maximum resident size, one fresh process per met
 
 Run: `python benchmarks/hessian.py [--rounds 3] [--threads 2]`. Rows of curvlinops need curvlinops-for-pytorch.
 
-MEASURED
+Measured once, 3 rounds, 2 threads of a shared 2-core AMD EPYC, torch 2.13.0+cpu, curvlinops 3.0.1,
+Python 3.11.7. Build in seconds as median (minimum), then median of build + eigenvalues, memory growth in MiB:
+
+    method                                    529 parameters                2,913 parameters, MACHINE OVERLOADED
+    thalweg, auto (structured, checked)       0.013 (0.011)  0.024   48     0.837 (0.188)   7.740   128
+    thalweg, blockwise                        0.106 (0.101)  0.117  179     7.110 (2.914)   7.939   338
+    torch.func.jacrev(jacrev), chunks of 64   0.165 (0.146)  0.176  197     5.442 (2.297)  14.033  1273
+    torch.autograd.functional.hessian         0.169 (0.157)  0.179   29     1.673 (1.666)   2.396  1046
+    curvlinops @ eye, 64-column blocks        0.189 (0.182)  0.199  225     2.238 (2.030)   3.317  1034
+    torch.func.hessian                        0.364 (0.355)  0.374  594     7.279 (6.995)   7.982  6424
+    curvlinops @ eye                          0.380 (0.359)  0.390  605     7.865 (7.295)   8.683  6604
+    autograd hessian, vectorize=True          0.476 (0.475)  0.488  528     6.549 (6.321)   7.293  6332
+
+Errors: at most 1.0e-15. At 529 parameters the build is 12.6 times faster than the fastest form that torch offers and
+14.4 times faster than curvlinops'. At 2,913 parameters other jobs held the machine (load 4 on 2 cores) and hit the
+methods unevenly: by the medians of that run ours leads the next build only 2.0 times, and its total with
+eigenvalues is behind three of the others'. Its times support no claim in either direction until it is repeated on an
+idle machine; errors and memory do not depend on load.
 """
 
 import argparse

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from thalweg.cli.network import (
+    LARGEST_WIDTH,
     WIDTHS_KEY,
     Arguments,
     Checkpoint,
@@ -50,7 +51,8 @@ def embed(  # noqa: PLR0913, PLR0917 - one argument per option of the command li
         typer.Option(metavar="PKG.MOD:FACTORY", help="What builds your own wide module, to be filled and checked."),
     ] = None,
     wide_arguments: Annotated[
-        list[str] | None, typer.Option("--wide-arg", metavar="KEY=VALUE", help="Argument of the wide factory.")
+        list[str] | None,
+        typer.Option("--wide-arg", metavar="KEY=VALUE", help="Argument of --wide, or of --model built wide."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Where to write. Default: CKPT-wide.safetensors, here.")
@@ -60,7 +62,7 @@ def embed(  # noqa: PLR0913, PLR0917 - one argument per option of the command li
     as_json: AsJson = False,
 ) -> None:
     """Write a wider checkpoint that computes the same; a critical point stays a critical point."""
-    target = free_target(out, checkpoint, "wide", force=force)
+    target, how = free_target(out, checkpoint, "wide", force=force), _shares(shares)
     network = load_network(
         checkpoint,
         model=model,
@@ -70,9 +72,10 @@ def embed(  # noqa: PLR0913, PLR0917 - one argument per option of the command li
         example=example,
         trust_pickle=trust_pickle,
     )
-    own = build_module(wide, None, wide_arguments) if wide else None
-    own = _like(own, network) if own is not None else None
-    made, fixed = _embedded(network, widths, _shares(shares), seed, own)
+    own = None
+    if wide or wide_arguments:
+        own = _like(build_module(wide or model, None if wide else net, wide_arguments, "--wide-arg"), network)
+    made, kept = _embedded(network, widths, how, seed, own)
     from thalweg.checkpoint import save_state
 
     widened = {**network.widths, **made.embedding.plan.widths}
@@ -83,12 +86,12 @@ def embed(  # noqa: PLR0913, PLR0917 - one argument per option of the command li
         plan = {n: {"narrow": s.narrow, "wide": s.wide} for n, s in made.embedding.plan.splits.items()}
         sizes: dict[str, Any] = {"before": before, "after": after}
         print_json(
-            {"file": str(target), "widths": plan, "parameters": sizes, "output_change": made.error, "kept": fixed}
+            {"file": str(target), "widths": plan, "parameters": sizes, "output_change": made.error, "kept": kept}
         )
         return
     show_rows(["group", "before", "after"], rows)
-    for name in fixed:
-        typer.echo(f"{name}: kept at its width, the module's code fixes it (give your own --wide module)")
+    for name, reason in kept.items():
+        typer.echo(f"{name}: kept at its width. {reason}")
     typer.echo(f"parameters: {before:,} -> {after:,}")
     typer.echo(f"outputs change by {made.error:.1e} (relative; example batch: {network.words})")
     typer.echo(f"wrote {target}: load_state_dict takes it into your module built with these widths")
@@ -110,11 +113,20 @@ def free_target(out: Path | None, checkpoint: Path, what: str, *, force: bool) -
     """Give the file to write, before any work is done.
 
     Raises:
-        CheckpointError: it is there already, is the source, or its folder is not there.
+        CheckpointError: it is there already, is the source, is of no known kind, or its folder is not there.
     """
     target = out or Path(f"{checkpoint.stem}-{what}.safetensors")
-    if not target.parent.is_dir():
+    if target.suffix not in (".safetensors", ".pt", ".pth"):
+        raise CheckpointError(f"Expected --out ending in .safetensors, .pt or .pth. Got {target}. Rename it.")
+    try:
+        is_placed = target.parent.is_dir()
+        target.exists()
+    except OSError as error:  # a name too long, a folder that may not be entered
+        raise CheckpointError(f"Expected a place for --out. Got {error.strerror}. Choose another --out.") from error
+    if not is_placed:
         raise CheckpointError(f"Expected a folder {target.parent}. Got none. Make it, or choose another --out.")
+    if target.is_dir():
+        raise CheckpointError(f"Expected a file for --out. Got the folder {target}. Name a file in it.")
     if target.exists() and checkpoint.exists() and target.samefile(checkpoint):
         raise CheckpointError(f"Expected --out to differ from the checkpoint. Got {target}. Choose another --out.")
     if target.exists() and not force:
@@ -126,18 +138,29 @@ def parsed_widths(text: str, view: "View") -> dict[str, int]:
     """Read `name=width,name=x2,…`, or `x2` for every group that can grow.
 
     Raises:
-        ConfigError: not of that form.
+        ConfigError: not of that form, or a width that no layer has.
         StructureError: no such group.
     """
     if factor := _factor(text):
-        return {g.name: factor * g.size for g in view.groups if g.is_duplicable}
-    widths = {}
+        widths = {g.name: factor * g.size for g in view.groups if g.is_duplicable}
+    else:
+        widths = _widths_by_name(text, view)
+    for name, width in widths.items():
+        if width > LARGEST_WIDTH:
+            raise ConfigError(f"Expected at most {LARGEST_WIDTH:,} units. Got {width:,} for {name!r}. Choose fewer.")
+    return widths
+
+
+def _widths_by_name(text: str, view: "View") -> dict[str, int]:
+    widths: dict[str, int] = {}
     for word in filter(None, (w.strip() for w in text.split(","))):
         name, equals, value = word.rpartition("=")
         size = view.group(name).size if equals else 0
+        if name in widths:
+            raise ConfigError(f"Expected one width for each group. Got {name!r} twice. Leave one out of --widths.")
         if equals and (factor := _factor(value)):
             widths[name] = factor * size
-        elif equals and value.isdigit():
+        elif equals and re.fullmatch(r"[0-9]{1,20}", value):
             widths[name] = int(value)
         else:
             raise ConfigError(f"Expected --widths name=64,name=x2 or x2. Got {word!r}. See `thalweg view` for names.")
@@ -148,14 +171,14 @@ def parsed_widths(text: str, view: "View") -> dict[str, int]:
 
 def _factor(word: str) -> int:
     """Read x2 or 2x; 0 for anything else."""
-    found = re.fullmatch(r"x(\d+)|(\d+)x", word.strip().lower())
+    found = re.fullmatch(r"x([0-9]{1,20})|([0-9]{1,20})x", word.strip().lower())
     return int(found[1] or found[2]) if found else 0
 
 
 def _embedded(
     network: Network, widths: str, shares: Literal["equal", "random"], seed: int, own: "nn.Module | None"
-) -> "tuple[Embedded, list[str]]":
-    """Embed; under one factor for all groups, leave those at their width that the module's code fixes."""
+) -> "tuple[Embedded, dict[str, str]]":
+    """Embed; under one factor for all groups, leave those at their width that cannot take it, and say why."""
     import torch
 
     from thalweg.embeddings import embed as embed_module
@@ -173,17 +196,19 @@ def _embedded(
         )
 
     try:
-        return attempt(wanted), []
+        return attempt(wanted), {}
     except (StructureError, PlanError):
         if not _factor(widths) or own is not None:
             raise
-    free = {}
+    free, kept = {}, {}
     for name, width in wanted.items():
         try:
             attempt({name: width})
-        except (StructureError, PlanError):
-            continue
-        free[name] = width
+        except (StructureError, PlanError) as error:
+            kept[name] = str(error)
+        else:
+            free[name] = width
     if not free:
-        raise PlanError("Expected a group that can grow. Got none: the module's code fixes all sizes. Give --wide.")
-    return attempt(free), [n for n in wanted if n not in free]
+        name, reason = next(iter(kept.items()))
+        raise PlanError(f"Expected a group that can grow. Got none of {len(kept)}; the first, {name}: {reason}")
+    return attempt(free), kept

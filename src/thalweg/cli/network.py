@@ -5,7 +5,7 @@ import importlib.util
 import inspect
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,12 +18,15 @@ from thalweg.errors import CheckpointError, ConfigError, StructureError
 from thalweg.lab.suggest import did_you_mean
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from thalweg.structure import View
 
 WIDTHS_KEY = "thalweg.widths"
 """Metadata of a checkpoint that thalweg widened: group -> width, as JSON."""
+
+LARGEST_WIDTH = 1_000_000
+"""Units of one group; chosen by us, beyond any layer, so that a slip of the finger is told and not allocated."""
 
 Checkpoint = Annotated[
     Path, typer.Argument(metavar="CKPT", help="Checkpoint: .safetensors, or .pt/.pth with weights only.")
@@ -57,7 +60,7 @@ class Network:
         module: in eval mode.
         inputs: example batch, a tuple of arguments.
         words: how the batch was come by, for the output.
-        widths: widths by group that the checkpoint says it was given; empty otherwise.
+        widths: widths by group that the checkpoint says it has, as `thalweg embed` and `reduce` write them.
     """
 
     module: "nn.Module"
@@ -78,14 +81,13 @@ def load_network(
 ) -> Network:
     """Build a module, fill it from a checkpoint, and find an example batch.
 
-    A checkpoint that `thalweg embed` wrote fits its narrow factory: the module is widened as the checkpoint says.
+    A checkpoint that `thalweg embed` or `thalweg reduce` wrote fits the factory it was made with: the module is
+    resized as the checkpoint says.
 
     Raises:
         CheckpointError: the checkpoint cannot be read, or does not fit the module.
         ConfigError: the factory or the example cannot be found, called or guessed.
     """
-    import torch
-
     from thalweg.checkpoint import load_into, load_metadata, load_state
 
     state = load_state(checkpoint, trust_pickle=trust_pickle) if checkpoint else None
@@ -97,35 +99,49 @@ def load_network(
     inputs, words = example_of(module, shape, example)
     widths: dict[str, int] = {}
     if state is not None and checkpoint is not None:
+        widths = {} if trust_pickle else _stated_widths(load_metadata(checkpoint))
         try:
             load_into(module, state)
-        except CheckpointError:
-            widths = _stated_widths(load_metadata(checkpoint) if not trust_pickle else {})
-            if not widths:
+        except CheckpointError as error:
+            if not _is_of_other_widths(module, state):
                 raise
-            module = _widened(module, inputs, widths)
+            if not widths:
+                raise CheckpointError(f"{error} Give them to the factory: --arg key=value.") from error
+            module = _resized(module, inputs, widths)
             load_into(module, state)
-    if not all(isinstance(i, torch.Tensor) for i in inputs) and not inputs:
-        raise ConfigError("Expected an example batch. Got an empty one. Check --example.")
     return Network(module, inputs, words, widths)
+
+
+def _is_of_other_widths(module: "nn.Module", state: "Mapping[str, Tensor]") -> bool:
+    own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    return any(state[name].shape != own[name].shape for name in own if name in state)
 
 
 def _stated_widths(metadata: dict[str, str]) -> dict[str, int]:
     try:
         found = json.loads(metadata.get(WIDTHS_KEY, "{}"))
-        return {str(name): int(width) for name, width in found.items()}
+        return {str(name): int(width) for name, width in found.items() if 0 < int(width) <= LARGEST_WIDTH}
     except (ValueError, TypeError, AttributeError):
         return {}
 
 
-def _widened(module: "nn.Module", inputs: tuple[Any, ...], widths: dict[str, int]) -> "nn.Module":
-    from thalweg.embeddings import embed
+def _resized(module: "nn.Module", inputs: tuple[Any, ...], widths: dict[str, int]) -> "nn.Module":
+    from thalweg.embeddings.surgery import module_of_sizes
+    from thalweg.structure import trace
 
-    return embed(module, inputs, widths).module
+    return module_of_sizes(module, trace(module, inputs), widths)
 
 
-def build_module(model: str | None, net: str | None, arguments: Sequence[str] | None) -> "nn.Module":
+def build_module(
+    model: str | None, net: str | None, arguments: Sequence[str] | None, option: str = "--arg"
+) -> "nn.Module":
     """Call the factory that --model or --net names.
+
+    Args:
+        model: `module:name` or `file.py:name`.
+        net: in its place, a name in thalweg.nets.
+        arguments: words `key=value` for the factory.
+        option: how the arguments are given, for the messages.
 
     Raises:
         ConfigError: neither or both are given, it cannot be found or called, or it gives no module.
@@ -138,20 +154,20 @@ def build_module(model: str | None, net: str | None, arguments: Sequence[str] | 
             f"Got {'neither' if model is None else 'both'}. Say what builds your module."
         )
     factory = find_object(model) if model is not None else _own_net(net or "")
-    keywords = _keywords(arguments or [])
+    keywords = _keywords(arguments or [], option)
     if isinstance(factory, nn.Module) and not keywords:
         return factory
     if not callable(factory):
         raise ConfigError(
-            f"Expected {model or net} to build a module. Got a {type(factory).__name__}. Name a factory."
+            f"Expected {model or net} to build a module. Got one of type {type(factory).__name__}. Name a factory."
         )
     try:
         made = factory(**keywords)
-    except Exception as error:  # whatever a user's factory raises
+    except (Exception, SystemExit) as error:  # whatever a user's factory raises
         signature = _signature(factory)
         raise ConfigError(
             f"Expected {model or net}{signature} to build a module. Got {type(error).__name__}: {error}. "
-            "Give its arguments with --arg key=value."
+            f"Give its arguments with {option} key=value."
         ) from error
     if not isinstance(made, nn.Module):
         raise ConfigError(
@@ -176,12 +192,12 @@ def _own_net(name: str) -> Any:
     return getattr(nets, name)
 
 
-def _keywords(words: Sequence[str]) -> dict[str, Any]:
+def _keywords(words: Sequence[str], option: str) -> dict[str, Any]:
     keywords = {}
     for word in words:
         key, equals, text = word.partition("=")
         if not equals or not key.isidentifier():
-            raise ConfigError(f"Expected --arg key=value. Got {word!r}. Write e.g. --arg width=16.")
+            raise ConfigError(f"Expected {option} key=value. Got {word!r}. Write e.g. {option} width=16.")
         try:
             keywords[key] = yaml.safe_load(text)
         except yaml.YAMLError as error:
@@ -201,7 +217,7 @@ def find_object(reference: str) -> Any:
         raise ConfigError(f"Expected module:name or file.py:name. Got {reference!r}. Write e.g. nets.py:build.")
     try:
         module = _from_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-    except Exception as error:  # whatever a user's module raises when it is run
+    except (Exception, SystemExit) as error:  # whatever a user's module raises when it is run
         raise ConfigError(
             f"Expected a module that can be imported. Got {place!r}: {type(error).__name__}: {error}. "
             "Run in its folder, or install it."
@@ -229,20 +245,16 @@ def example_of(module: "nn.Module", shape: str | None, example: str | None) -> t
         ConfigError: the example cannot be read, or no guess runs.
         StructureError: the module does not run on the given inputs.
     """
-    from torch import Tensor
-
     from thalweg.structure.trace import prepared
 
     if example is not None:
-        found = find_object(example)
-        found = found() if callable(found) and not isinstance(found, Tensor) else found
-        inputs = found if isinstance(found, tuple) else (found,)
+        inputs = _example(example)
         prepared(module, inputs)
         return inputs, example
     if shape is not None:
         inputs = (_drawn(module, _parsed(shape)),)
         prepared(module, inputs)
-        return inputs, f"standard normal, {shape}"
+        return inputs, f"drawn at random, {shape}"
     for guess in _guesses(module):
         try:
             prepared(module, guess)
@@ -253,6 +265,26 @@ def example_of(module: "nn.Module", shape: str | None, example: str | None) -> t
         f"Expected an example batch for {type(module).__name__}. Got none, and no guess from its first layer runs. "
         "Give --input SHAPE (of one sample, e.g. 3x32x32) or --example PKG.MOD:NAME."
     )
+
+
+def _example(reference: str) -> tuple[Any, ...]:
+    from torch import Tensor
+    from torch.utils._pytree import tree_leaves
+
+    found = find_object(reference)
+    if callable(found) and not isinstance(found, Tensor):
+        try:
+            found = found()
+        except (Exception, SystemExit) as error:  # whatever a user's function raises
+            raise ConfigError(
+                f"Expected {reference}{_signature(found)} to return an example batch. "
+                f"Got {type(error).__name__}: {error}. Mend it, or give --input."
+            ) from error
+    inputs = found if isinstance(found, tuple) else (found,)
+    if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(inputs)):
+        got = "an empty tuple" if found == () else f"one of type {type(found).__name__}"
+        raise ConfigError(f"Expected {reference} to be a tensor, or a tuple of them. Got {got}. Check --example.")
+    return inputs
 
 
 def _parsed(shape: str) -> list[int]:
@@ -267,21 +299,38 @@ def _parsed(shape: str) -> list[int]:
 
 def _drawn(module: "nn.Module", sizes: Sequence[int]) -> Any:
     import torch
+    from torch import nn
 
+    generator = torch.Generator().manual_seed(0)
+    first = _first_layer(module)
+    if isinstance(first, nn.Embedding):
+        return torch.randint(first.num_embeddings, (4, *sizes), generator=generator)
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
-    return torch.randn(4, *sizes, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
+    try:
+        return torch.randn(4, *sizes, generator=generator, dtype=torch.float64).to(dtype)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"Expected --input of a batch that fits in memory. Got {'x'.join(map(str, sizes))}. Give less."
+        ) from error
+
+
+def _first_layer(module: "nn.Module") -> "nn.Module | None":
+    """Find the first layer of a kind that tells what goes in."""
+    from torch import nn
+
+    norms = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm)
+    kinds = (nn.Embedding, nn.modules.conv._ConvNd, nn.Linear, nn.RNNBase, *norms)
+    return next((m for m in module.modules() if isinstance(m, kinds)), None)
 
 
 def _guesses(module: "nn.Module") -> Iterator[tuple[Any, ...]]:
     """Batches that the first layer with weights would take, the commonest sizes first."""
-    import torch
     from torch import nn
 
-    first = next((m for m in module.modules() if next(m.parameters(recurse=False), None) is not None), None)
+    first = _first_layer(module)
     if isinstance(first, nn.Embedding):
         for length in (8, 4, 2):
-            generator = torch.Generator().manual_seed(0)
-            yield (torch.randint(first.num_embeddings, (4, length), generator=generator),)
+            yield (_drawn(module, [length]),)
     elif isinstance(first, nn.modules.conv._ConvNd):
         for size in (32, 28, 64, 96, 128, 224, 16, 8):
             yield (_drawn(module, [first.in_channels] + [size] * len(first.kernel_size)),)

@@ -70,7 +70,7 @@ def reduce(  # noqa: PLR0913, PLR0917 - one argument per option of the command l
     names = [n.strip() for n in groups.split(",")] if groups else None
     result = reduce_module(network.module, network.inputs, similarity=similarity, amplitude=amplitude, groups=names)
     widths = result.reduction.widths
-    left = {n: widths[n][1] for n in network.widths if n in widths}
+    left = {n: after for n, (before, after) in widths.items() if n in network.widths or after < before}
     save_state(target, result.module.state_dict(), {WIDTHS_KEY: json.dumps(left), "thalweg.source": checkpoint.name})
     if as_json:
         sizes = {"before": count_parameters(network.module), "after": count_parameters(result.module)}

@@ -1,5 +1,6 @@
 """`thalweg view`: the groups of interchangeable units of a user's network, traced and verified."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -7,7 +8,7 @@ import typer
 
 from thalweg.cli.network import Arguments, Example, Model, Net, Shape, TrustPickle, describe, load_network
 from thalweg.cli.options import AsJson
-from thalweg.cli.verdicts import show_rows
+from thalweg.cli.verdicts import print_json, show_rows
 
 
 def view(
@@ -36,7 +37,7 @@ def view(
     )
     found = trace(network.module, network.inputs)
     if as_json:
-        typer.echo(found.to_json())
+        print_json(json.loads(found.to_json()))
         return
     typer.echo(f"{type(network.module).__name__}, example batch: {network.words}")
     if found.groups:

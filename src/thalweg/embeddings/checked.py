@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from thalweg.embeddings.plan import Plan, split_plan
 from thalweg.embeddings.reduction import Reduction, find_merges
@@ -16,6 +16,7 @@ from thalweg.embeddings.splitting import Embedding
 from thalweg.errors import StructureError
 from thalweg.space import Space
 from thalweg.structure import View, trace
+from thalweg.structure.trace import output_tensors
 
 _SAME = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Relative change of the outputs that rounding may cause (chosen by us, far above what is seen: 1e-15 and 1e-6);
@@ -161,7 +162,7 @@ def _filled(wide: nn.Module, embedding: Embedding, module: nn.Module) -> nn.Modu
 
 
 def _difference(result: nn.Module, module: nn.Module, inputs: Any) -> float:
-    """Give max|f_result - f| / max|f| in eval mode; infinity if the result does not run."""
+    """Give max|f_result - f| / max|f| in eval mode; infinity if the shapes differ."""
     arguments = inputs if isinstance(inputs, tuple) else (inputs,)
     place = next(module.parameters())
     arguments = tree_map_only(
@@ -183,12 +184,14 @@ def _difference(result: nn.Module, module: nn.Module, inputs: Any) -> float:
     finally:
         for layer, mode in modes:
             layer.training = mode
+    if [t.shape for t in mine] != [t.shape for t in theirs]:
+        return float("inf")
     errors = [float((a - b).abs().max()) / (float(b.abs().max()) or 1.0) for a, b in zip(mine, theirs, strict=True)]
     return float(np.max(errors, initial=0.0))  # a NaN stays one
 
 
 def _tensors(outputs: Any) -> list[Tensor]:
-    return [t.to(torch.float64) for t in tree_leaves(outputs) if isinstance(t, Tensor) and t.numel()]
+    return [t.to(torch.float64) for t in output_tensors(outputs) if t.numel()]
 
 
 def _require_same(error: float, module: nn.Module, which: str) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -13,8 +14,12 @@ from thalweg.embeddings.surgery import resized_module
 from thalweg.errors import ShapeError
 from thalweg.space import Space
 from thalweg.structure import View
-from thalweg.structure.symmetry import scaled_along
-from thalweg.structure.tree import FloatArray, gather, resized, spread
+from thalweg.structure.symmetry import factors_along, scaled_along
+from thalweg.structure.tree import FloatArray, IntArray, gather, resized, spread
+
+_LEAST_RUN = 16
+"""Mean length of the runs of an index above which they are copied as blocks (chosen by us; see
+benchmarks/embed_vgg16.py)."""
 
 
 @dataclass(frozen=True)
@@ -120,13 +125,32 @@ class Embedding:
             if not here:
                 continue
             index = gather(trees[dim], {g: sources[g] for g in here})
-            tensor = tensor.index_select(dim, torch.from_numpy(index).to(tensor.device))
             scale = spread(trees[dim], {g: self._factor(g, roles[dim, g] == "consumer", what) for g in here})
-            if not bool((scale == 1).all()):
-                tensor = scaled_along(tensor, dim, scale)
+            tensor = _gathered(tensor, dim, index, scale)
         return tensor
 
     def _factor(self, group: str, consumes: bool, what: Literal["point", "gradient"]) -> FloatArray:
         """A share goes with outgoing weights at a point, and with incoming weights in a gradient."""
         split = self.plan.splits[group]
         return split.shares if consumes == (what == "point") else split.alive
+
+
+def _gathered(tensor: Tensor, dim: int, index: IntArray, scale: FloatArray) -> Tensor:
+    """Gather along one dim, then scale: W'[j] = scale[j] · W[index[j]]."""
+    if bool((scale == 1).all()):
+        return _selected(tensor, dim, index)
+    before = np.ones(tensor.shape[dim])
+    before[index] = scale
+    if np.array_equal(before[index], scale):  # copies of a unit have one factor: scale the smaller tensor
+        return _selected(scaled_along(tensor, dim, before), dim, index)
+    return _selected(tensor, dim, index).mul_(factors_along(tensor, dim, scale))
+
+
+def _selected(tensor: Tensor, dim: int, index: IntArray) -> Tensor:
+    """Select along one dim, always a new tensor; long runs of neighbours are copied as blocks, which is faster."""
+    starts = np.flatnonzero(np.diff(index, prepend=index[0] - 2) != 1)
+    if len(index) < _LEAST_RUN * len(starts):
+        return tensor.index_select(dim, torch.from_numpy(index).to(tensor.device))
+    lengths = np.diff(starts, append=len(index))
+    runs = zip(index[starts].tolist(), lengths.tolist(), strict=True)
+    return torch.cat([tensor.narrow(dim, start, length) for start, length in runs], dim)

@@ -3,11 +3,13 @@
 import copy
 from collections.abc import Callable, Mapping
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from thalweg.errors import StructureError
 from thalweg.structure import View
-from thalweg.structure.tree import ProductTree, Tree, resized
+from thalweg.structure.tree import ProductTree, Tree, gather, resized
 
 
 def resized_module(module: nn.Module, view: View, sizes: Mapping[str, int], state: Mapping[str, Tensor]) -> nn.Module:
@@ -42,6 +44,29 @@ def resized_module(module: nn.Module, view: View, sizes: Mapping[str, int], stat
             if isinstance(layer, kind):
                 update(layer, f"{name}." if name else "", view, sizes)
     return twin
+
+
+def module_of_sizes(module: nn.Module, view: View, sizes: Mapping[str, int]) -> nn.Module:
+    """Copy a module with groups of other sizes, to be filled: its units are repeated in turn, or cut off.
+
+    It computes something else until weights of these sizes are loaded.
+
+    Args:
+        module: the module to copy.
+        view: its groups.
+        sizes: group -> new size; names that are no group of the view are left out.
+
+    Raises:
+        StructureError: a grouped layer whose number of groups cannot be told from the view.
+    """
+    chosen = {g.name: np.arange(sizes[g.name]) % g.size for g in view.groups if g.name in sizes}
+    state = {}
+    for name, tensor in {**dict(module.named_parameters()), **dict(module.named_buffers())}.items():
+        state[name] = tensor.detach()
+        for dim, tree in enumerate(view.axes.get(name, ())):
+            index = torch.from_numpy(gather(tree, chosen)).to(tensor.device)
+            state[name] = state[name].index_select(dim, index)
+    return resized_module(module, view, sizes, state)
 
 
 def _places(module: nn.Module, tensor: Tensor) -> list[str]:

@@ -2,9 +2,10 @@
 
 Two methods. *Structured* (`two_layer.py`) is the closed form of a two-layer network, checked at every call
 against one Hessian–vector product. *Blockwise* serves any module: one tape of the gradient per batch,
-replayed for blocks of unit vectors (`torch.func.vjp` of `torch.func.grad`, the replay vectorised), which
-measured 1.4 times faster than `jacrev(jacrev)` and needs no forward-mode derivative (that of `nn.MSELoss`
-raises, pytorch#123996). A module that functorch cannot trace falls back to a plain tape.
+replayed for blocks of unit vectors (`torch.func.vjp` of `torch.func.grad`, the replay vectorised). It needs
+no forward-mode derivative (that of `nn.MSELoss` raises, pytorch#123996), and a module that functorch cannot
+trace falls back to a plain tape. Speed and memory against torch and curvlinops: `benchmarks/hessian.py`;
+against `jacrev(jacrev)` it was faster at 529 parameters, while at 2,913 parameters runs disagree.
 """
 
 import math

@@ -1,9 +1,11 @@
 """spectrum: all eigenvalues of the Hessian at a point, exact and dense.
 
-Which solver, measured on two cores at 2,913 parameters in float64 (best of three, one run): values only,
-`torch.linalg.eigvalsh` (MKL) 0.69 s, SciPy (OpenBLAS) `ev` 0.69 s, `evd` 0.80 s, `evr` 1.4 times `evd`,
-OpenBLAS's two-stage reduction 0.84 s: no driver beats LAPACK's plain one, so torch's is used. With vectors
-SciPy's `evd` (divide and conquer) was never slower than torch by more than the noise and up to twice as fast.
+Which solver, measured on two cores for a random symmetric matrix of 2,913 rows in float64 (best of three,
+one run): values only, `torch.linalg.eigvalsh` (MKL) 0.69 s, SciPy (OpenBLAS) `ev` 0.69 s, `evd` 0.80 s,
+OpenBLAS's two-stage reduction 0.84 s; on a Hessian, SciPy's `evr` took 1.4 times as long as `evd`. Nothing
+beats LAPACK's plain driver, so torch's is used. With vectors the measurements disagree: SciPy's `evd`
+(divide and conquer) took half of torch's time in one series, and in another, on a busy machine, the same at
+best (2.4 s against 2.5 s) and more in the median (4.2 s against 2.8 s). SciPy's is used.
 """
 
 import time

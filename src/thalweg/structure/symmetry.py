@@ -89,8 +89,13 @@ def rescale(view: View, state: Mapping[str, Tensor], factors: Mapping[str, Float
 
 def scaled_along(tensor: Tensor, dim: int, scale: FloatArray) -> Tensor:
     """Multiply a tensor by a vector along one dim."""
+    return tensor * factors_along(tensor, dim, scale)
+
+
+def factors_along(tensor: Tensor, dim: int, scale: FloatArray) -> Tensor:
+    """Give a vector the shape, dtype and device to multiply a tensor along one dim."""
     factors = torch.from_numpy(scale).to(dtype=tensor.dtype, device=tensor.device)
-    return tensor * factors.reshape([-1 if d == dim else 1 for d in range(tensor.ndim)])
+    return factors.reshape([-1 if d == dim else 1 for d in range(tensor.ndim)])
 
 
 def unit_positions(view: View, tensor: str, dim: int, group: str) -> IntArray:

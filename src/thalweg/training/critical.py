@@ -21,6 +21,8 @@ from thalweg.training.single import TrainingRun
 # from critical does not jump along the flat ones; twelve good steps later the step is Newton's for
 # eigenvalues down to 1e-8·λ_max.
 _START, _BETTER, _WORSE, _HOPELESS = 1e-4, 0.1, 4.0, 1e8
+# Least damping: that of eigenvalues at rounding noise, (eps·λ_max)².
+_LEAST = 1e-32
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def polish(
     raw_l1 = float(gradient.abs().sum())
     best, best_value, best_l1, steps = raw, float(value), raw_l1, 0
     finite = math.isfinite(best_value) and math.isfinite(raw_l1)
-    if finite and raw_l1 > gradient_l1:
+    if finite and raw_l1 > gradient_l1 and max_steps:
         try:
             for point, risk, slope in _descend(objective, raw, gradient):
                 l1 = float(slope.abs().sum())
@@ -153,7 +155,7 @@ def _descend(objective: Objective, point: Tensor, gradient: Tensor) -> Iterator[
             return
         yield trial, value, slope
         point, gradient = trial, slope
-        damping *= _BETTER
+        damping = max(damping * _BETTER, _LEAST)
 
 
 def stagnation(run: TrainingRun, *, max_slope: float = 0.1, min_ratio: float = 1.2) -> tuple[Plateau, ...]:
