@@ -127,6 +127,17 @@ class FixedScale(FixedSize):
         return self.out(self.two(hidden * 6 / hidden.shape[1]).tanh())
 
 
+class Normed(nn.Module):
+    """An average runs over the units: they can be split evenly only."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.one, self.norm, self.out = nn.Linear(3, width), nn.LayerNorm(width, eps=0.0), nn.Linear(width, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.norm(self.one(x)).tanh())
+
+
 class Own(nn.Module):
     """Nothing tells what goes in."""
 
@@ -149,6 +160,14 @@ class Answer:
 class Wrapped(FixedScale):
     def forward(self, x: Tensor) -> Answer:
         return Answer(super().forward(x))
+
+
+def two_layers(width: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(3, width), nn.Tanh(), nn.Linear(width, 2))
+
+
+def lazy() -> nn.Module:
+    return nn.Sequential(nn.LazyLinear(5), nn.Tanh(), nn.LazyLinear(2))
 
 
 def needs(width: int) -> nn.Module:

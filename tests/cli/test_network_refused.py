@@ -162,6 +162,15 @@ def test_an_example_batch_that_does_not_run_is_refused(words, expected, capsys):
     assert expected in refused(f"embed net.pt --model mynets:OddCNN --widths x2 --out out.pt {words}", capsys)
 
 
+def test_a_net_none_of_whose_groups_can_grow_is_refused_with_a_reason(capsys):
+    saved("Normed")
+    err = refused("embed net.pt --model mynets:Normed --widths x2 --shares random --out out.pt", capsys)
+    assert "Got none of 1; the first, one: Expected every unit of 'one' equally often, with equal shares" in err
+    torch.save(nn.Linear(2, 2).state_dict(), "flat.pt")
+    words = "--model torch.nn:Linear --arg in_features=2 --arg out_features=2"
+    assert "Got none among 0." in refused(f"embed flat.pt {words} --widths x2 --out out.pt", capsys)
+
+
 def test_a_net_whose_inputs_nothing_tells_asks_for_them(capsys):
     assert "Give --input SHAPE" in refused("view --model mynets:Own", capsys)
     assert run("view --model mynets:Own --input 3", capsys)[2].split()[:2] == ["weight", "5"]

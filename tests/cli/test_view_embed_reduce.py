@@ -111,6 +111,21 @@ def test_random_shares_are_undone_and_drawn_from_the_seed(capsys):
     assert difference(back, narrow, IMAGES["OddCNN"]) <= 1e-12
 
 
+@pytest.mark.parametrize("width", [40, 80, 97])
+@pytest.mark.parametrize("shares", ["equal", "random"])
+def test_wide_layers_are_copied_unit_by_unit_as_narrow_ones_are(width, shares, capsys):
+    narrow = shaken(nn.Sequential(nn.Linear(3, 40), nn.Tanh(), nn.Linear(40, 2)), torch.float64)
+    torch.save(narrow.state_dict(), "net.pt")
+    build = "--model mynets:two_layers --arg width=40"
+    run(f"embed net.pt {build} --widths 0={width} --shares {shares} --out wide.pt", capsys)
+    state = loaded("wide.pt")
+    for unit in range(width):
+        assert torch.equal(state["0.weight"][unit], narrow[0].weight[unit % 40])
+    for unit in range(40):
+        total = state["2.weight"][:, unit::40].sum(1)
+        torch.testing.assert_close(total, narrow[2].weight[:, unit].detach(), rtol=1e-12, atol=1e-13)
+
+
 def test_groups_that_are_not_named_stay_as_they_are(capsys):
     narrow = saved("OddCNN")
     lines = run("embed net.pt --model mynets:OddCNN --widths hidden=10", capsys)
@@ -175,6 +190,20 @@ def test_one_factor_for_all_leaves_out_what_the_code_fixes_and_says_why(capsys):
     lines = run("embed net.pt --model mynets:FixedSize --widths x2", capsys)
     assert lines[1].split() == ["two", "4", "8"]
     assert lines[2].startswith("one: kept at its width. Expected the resized module to run. Got RuntimeError")
+
+
+def test_units_under_an_average_are_split_evenly(capsys):
+    saved("Normed")
+    assert "duplicable evenly, coupled" in run("view net.pt --model mynets:Normed", capsys)[2]
+    run("embed net.pt --model mynets:Normed --widths x3 --out wide.pt", capsys)
+    mynets.Normed(12).load_state_dict(loaded("wide.pt"), strict=True)
+
+
+def test_lazy_layers_learn_their_sizes_from_the_example_batch(capsys):
+    net = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2))
+    torch.save(shaken(net).state_dict(), "net.pt")
+    run("embed net.pt --model mynets:lazy --input 3 --widths x2 --out wide.pt", capsys)
+    assert loaded("wide.pt")["2.weight"].shape == (2, 10)
 
 
 def test_the_last_line_of_json_says_what_was_written(capsys):

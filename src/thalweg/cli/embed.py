@@ -94,7 +94,8 @@ def embed(  # noqa: PLR0913, PLR0917 - one argument per option of the command li
         typer.echo(f"{name}: kept at its width. {reason}")
     typer.echo(f"parameters: {before:,} -> {after:,}")
     typer.echo(f"outputs change by {made.error:.1e} (relative; example batch: {network.words})")
-    typer.echo(f"wrote {target}: load_state_dict takes it into your module built with these widths")
+    what = "load_state_dict takes it" if target.suffix == ".safetensors" else 'load_state_dict takes its "state_dict"'
+    typer.echo(f"wrote {target}: {what} into your module built with these widths")
 
 
 def _like(module: "nn.Module", network: Network) -> "nn.Module":

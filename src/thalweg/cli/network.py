@@ -97,6 +97,7 @@ def load_network(
         module = module.to(dtypes.pop())
     module.eval()
     inputs, words = example_of(module, shape, example)
+    _settle_lazy_layers(module, inputs)
     widths: dict[str, int] = {}
     if state is not None and checkpoint is not None:
         widths = {} if trust_pickle else _stated_widths(load_metadata(checkpoint))
@@ -110,6 +111,16 @@ def load_network(
             module = _resized(module, inputs, widths)
             load_into(module, state)
     return Network(module, inputs, words, widths)
+
+
+def _settle_lazy_layers(module: "nn.Module", inputs: tuple[Any, ...]) -> None:
+    """Run a module once if a lazy layer of it does not know its size yet."""
+    import torch
+    from torch.nn.parameter import is_lazy
+
+    if any(is_lazy(p) for p in (*module.parameters(), *module.buffers())):
+        with torch.no_grad():
+            module(*inputs)
 
 
 def _is_of_other_widths(module: "nn.Module", state: "Mapping[str, Tensor]") -> bool:
@@ -129,7 +140,7 @@ def _resized(module: "nn.Module", inputs: tuple[Any, ...], widths: dict[str, int
     from thalweg.embeddings.surgery import module_of_sizes
     from thalweg.structure import trace
 
-    return module_of_sizes(module, trace(module, inputs), widths)
+    return module_of_sizes(module, trace(module, inputs, verify=False), widths)
 
 
 def build_module(

@@ -199,8 +199,8 @@ def _merge(
     if len(kept) == group.size:
         return None
     labels = np.array([int(np.searchsorted(kept, f)) if f in kept else -1 for f in firsts])
-    merged = [alike[i, j] for i in range(group.size) for j in range(i) if firsts[i] == firsts[j] and labels[i] >= 0]
-    return Merge(labels, kept, ratios, float(min(merged, default=1.0)))
+    together = np.tril(firsts[:, None] == firsts, -1) & (labels >= 0)[:, None]
+    return Merge(labels, kept, ratios, float(alike[together].min(initial=1.0)))
 
 
 def _loud(kept: IntArray, amplitudes: FloatArray, amplitude: float) -> IntArray:

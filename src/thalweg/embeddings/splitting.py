@@ -17,10 +17,6 @@ from thalweg.structure import View
 from thalweg.structure.symmetry import factors_along, scaled_along
 from thalweg.structure.tree import FloatArray, IntArray, gather, resized, spread
 
-_LEAST_RUN = 16
-"""Mean length of the runs of an index above which they are copied as blocks (chosen by us; see
-benchmarks/embed_vgg16.py)."""
-
 
 @dataclass(frozen=True)
 class Embedding:
@@ -120,14 +116,15 @@ class Embedding:
         sources = {g: s.sources for g, s in self.plan.splits.items()}
         # Scaled dims first: they work on the smaller tensor.
         order = sorted(range(tensor.ndim), key=lambda d: all(roles.get((d, g)) != "consumer" for g in sources))
+        blocks = [1] * tensor.ndim
         for dim in order:
             here = {g for (d, g) in roles if d == dim and g in sources}
             if not here:
                 continue
             index = gather(trees[dim], {g: sources[g] for g in here})
             scale = spread(trees[dim], {g: self._factor(g, roles[dim, g] == "consumer", what) for g in here})
-            tensor = _gathered(tensor, dim, index, scale)
-        return tensor
+            tensor, blocks[dim] = _gathered(tensor, dim, index, scale)
+        return tensor if max(blocks, default=1) == 1 else tensor.repeat(blocks)
 
     def _factor(self, group: str, consumes: bool, what: Literal["point", "gradient"]) -> FloatArray:
         """A share goes with outgoing weights at a point, and with incoming weights in a gradient."""
@@ -135,22 +132,18 @@ class Embedding:
         return split.shares if consumes == (what == "point") else split.alive
 
 
-def _gathered(tensor: Tensor, dim: int, index: IntArray, scale: FloatArray) -> Tensor:
-    """Gather along one dim, then scale: W'[j] = scale[j] · W[index[j]]."""
-    if bool((scale == 1).all()):
-        return _selected(tensor, dim, index)
-    before = np.ones(tensor.shape[dim])
-    before[index] = scale
-    if np.array_equal(before[index], scale):  # copies of a unit have one factor: scale the smaller tensor
-        return _selected(scaled_along(tensor, dim, before), dim, index)
-    return _selected(tensor, dim, index).mul_(factors_along(tensor, dim, scale))
+def _gathered(tensor: Tensor, dim: int, index: IntArray, scale: FloatArray) -> tuple[Tensor, int]:
+    """Compute W'[j] = scale[j] · W[index[j]] along one dim, up to a number of equal blocks that are left to repeat.
 
-
-def _selected(tensor: Tensor, dim: int, index: IntArray) -> Tensor:
-    """Select along one dim, always a new tensor; long runs of neighbours are copied as blocks, which is faster."""
-    starts = np.flatnonzero(np.diff(index, prepend=index[0] - 2) != 1)
-    if len(index) < _LEAST_RUN * len(starts):
-        return tensor.index_select(dim, torch.from_numpy(index).to(tensor.device))
-    lengths = np.diff(starts, append=len(index))
-    runs = zip(index[starts].tolist(), lengths.tolist(), strict=True)
-    return torch.cat([tensor.narrow(dim, start, length) for start, length in runs], dim)
+    One repetition over all dims at the end writes every wide weight once; gathering dim by dim reads and writes
+    the larger part of them twice.
+    """
+    size = tensor.shape[dim]
+    if not np.array_equal(index, np.arange(len(index)) % size) or len(index) % size:
+        tensor = tensor.index_select(dim, torch.from_numpy(index).to(tensor.device))
+        return (tensor if bool((scale == 1).all()) else tensor.mul_(factors_along(tensor, dim, scale))), 1
+    rows = scale.reshape(-1, size)
+    if bool((rows == rows[0]).all()):
+        return (tensor if bool((rows[0] == 1).all()) else scaled_along(tensor, dim, rows[0])), len(rows)
+    factors = torch.from_numpy(rows).to(tensor).reshape([len(rows), size] + [1] * (tensor.ndim - dim - 1))
+    return (tensor.unsqueeze(dim) * factors).flatten(dim, dim + 1), 1
