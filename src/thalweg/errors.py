@@ -1,4 +1,4 @@
-"""Every error that thalweg raises on purpose: `Expected <what>. Got <value>. <What to do>.`"""
+"""Every error that thalweg raises on purpose: `Expected <what>. Got <value>. <What to do>.`."""
 
 
 class ThalwegError(Exception):

@@ -20,7 +20,7 @@ def tour(
     data_root: DataRoot = None,
     device: Device = "cpu",
     out: StoreFolder = None,
-    workers: Workers = 1,
+    workers: Workers = 2,
     force: Force = False,
     as_json: AsJson = False,
     opens: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,

@@ -1,6 +1,7 @@
 """Data to chart landscapes on: bundled, made by a formula, or read from a local folder."""
 
 from thalweg.data.dataset import Dataset as Dataset
+from thalweg.data.embedded import diabetes as diabetes
 from thalweg.data.embedded import digits as digits
 from thalweg.data.embedded import iris as iris
 from thalweg.data.hub import cifar10 as cifar10

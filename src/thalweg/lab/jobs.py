@@ -1,10 +1,11 @@
 """A job: one run to be, as plain values that travel to another process; and how it is done."""
 
+import contextlib
 import json
 import shlex
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -111,7 +112,8 @@ def perform(job: Job, progress: Progress = silent) -> Run:
         return _manifest(job, recipe, preset, status, claims, started.isoformat(timespec="milliseconds"), seconds)
 
     try:
-        outcome = recipe.run(preset, Context(log, job.data_root, job.device))
+        with _threads(recipe.num_threads):
+            outcome = recipe.run(preset, Context(log, job.data_root, job.device))
         claims = judge(recipe.claims, outcome.measured)
         files = _data_files(outcome)
     except Exception as error:
@@ -120,6 +122,22 @@ def perform(job: Job, progress: Progress = silent) -> Run:
         error.add_note(f"The traceback is in {failed.folder / TRACEBACK}.")
         raise
     return store.publish(manifest("finished", claims), files | {LOG: log.content()}, replaces=replaces)
+
+
+@contextlib.contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Run torch with a number of threads; what was set before is restored."""
+    if count is None:
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _data_files(outcome: Outcome) -> dict[str, bytes]:

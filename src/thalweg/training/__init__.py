@@ -4,6 +4,8 @@ from thalweg.training.critical import CriticalPoint as CriticalPoint
 from thalweg.training.critical import Plateau as Plateau
 from thalweg.training.critical import polish as polish
 from thalweg.training.critical import stagnation as stagnation
+from thalweg.training.newton import Minimum as Minimum
+from thalweg.training.newton import minimise as minimise
 from thalweg.training.single import OptimizerFactory as OptimizerFactory
 from thalweg.training.single import TrainingRun as TrainingRun
 from thalweg.training.single import recording_steps as recording_steps

@@ -5,6 +5,7 @@ Counts as reproduced: the signs of all Hessian eigenvalues, exactly, and their s
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 from thalweg.lab.claims import Claim
@@ -63,11 +64,15 @@ QUICK = CPU.model_copy(update={"steps": 5_000, "num_trials": 2})
 
 def run(preset: Figure3aPreset, context: Context) -> Outcome:
     """Train, polish, embed, and take all eigenvalues."""
+    import numpy as np
     import torch
 
+    from thalweg.embeddings import Split
     from thalweg.probes import gradient_norm, inertia
     from thalweg.probes import spectrum as spectrum_of
 
+    for parents, shares in zip(preset.split, preset.shares, strict=True):
+        Split(2, np.array(parents), np.array(shares))  # a broken plan is refused before any training
     objective, loss_rows, point = _critical_point(preset, context)
     context.progress(0.9, "embedding")
     outputs = objective.outputs(point.theta)
@@ -190,9 +195,7 @@ def _embeddings(preset: Figure3aPreset, objective: "Objective", point: "Critical
     order = torch.argsort(objective.space.parameters(point.theta)["layers.0.weight"][:, 0].abs()).tolist()
     made = []
     for parents, shares in zip(preset.split, preset.shares, strict=True):
-        plan = split_plan(
-            view, {}, parents={group: [order[p] for p in parents]}, shares={group: list(shares)}
-        )
+        plan = split_plan(view, {}, parents={group: [order[p] for p in parents]}, shares={group: list(shares)})
         made.append(Embedding(view, objective.space, plan))
     return made
 
@@ -205,9 +208,9 @@ def figures(tables: Tables) -> Sequence[Figure]:
             id="spectra",
             title="Hessian eigenvalues of one minimum, embedded",
             caption=(
-                "All eigenvalues of the Hessian at the width-2 minimum and at its embeddings into widths 3 and 4. Each "
-                "added neuron adds one zero and turns one direction of the minimum downhill: the minimum becomes a "
-                "saddle that a wider net can leave."
+                "All eigenvalues of the Hessian at the width-2 minimum and at its embeddings into widths 3 and 4. "
+                "Each added neuron adds one zero and turns one direction of the minimum downhill: the minimum "
+                "becomes a saddle that a wider net can leave."
             ),
         ),
         inertia_bars(
@@ -249,7 +252,7 @@ def _sizes_agree(measured: Mapping[str, Sequence[float]]) -> bool:
 
 
 def _never_falls(counts: Sequence[Sequence[int]]) -> bool:
-    return all(b >= a for one, two in zip(counts, counts[1:], strict=False) for a, b in zip(one, two, strict=True))
+    return all(b >= a for one, two in pairwise(counts) for a, b in zip(one, two, strict=True))
 
 
 RECIPE = Recipe(
@@ -275,7 +278,7 @@ RECIPE = Recipe(
         ),
         Claim(
             "counts",
-            "One neuron more turns the minimum into a saddle: negative, zero, positive eigenvalues at widths 2, 3, 4.",
+            "One neuron more turns the minimum into a saddle: negative, zero, positive eigenvalues by width.",
             "0/0/6, 1/1/7, 2/2/8",
             "exact, at the figure's threshold of 1e-11",
             lambda m: m == COUNTS,
@@ -311,9 +314,10 @@ RECIPE = Recipe(
     ),
     run=run,
     figures=figures,
+    num_threads=1,
     summary=(
         "A width-2 tanh network is trained on 50 points of a sum of three tanh steps until it stands at a minimum. "
-        "Splitting its neurons carries that very point into networks of width 3 and 4, which compute the same function. "
-        "There the point is no minimum any more: every added neuron brings one flat direction and one downhill one."
+        "Splitting its neurons carries that very point into networks of width 3 and 4, which compute the same "
+        "function. There the point is no minimum any more: every added neuron brings one flat direction and one downhill one."
     ),
 )

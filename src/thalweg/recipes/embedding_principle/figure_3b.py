@@ -38,7 +38,7 @@ class Figure3bPreset(Preset):
     variance_exponent: float = 6.0
     """All its parameters start from N(0, 1/m^this), m the width."""
     num_starts: int = 1_000
-    """Random starts N(0, 1) from which width-1 critical points are searched (ours: the paper has one trained point)."""
+    """Random starts N(0, 1) of the search for width-1 critical points (ours: the paper has one trained point)."""
     search_steps: int = 40
     """Accepted polish steps of each start before it is given up."""
     gradient_l1: float = 1e-12
@@ -52,7 +52,7 @@ class Figure3bPreset(Preset):
 
 PAPER = Figure3bPreset()
 CPU = PAPER.model_copy(update={"steps": 50_000, "num_starts": 300})
-QUICK = PAPER.model_copy(update={"steps": 2_000, "num_starts": 150})
+QUICK = PAPER.model_copy(update={"steps": 2_000, "num_starts": 100})
 
 
 def run(preset: Figure3bPreset, context: Context) -> Outcome:
@@ -193,8 +193,8 @@ def figures(tables: Tables) -> Sequence[Figure]:
             id="inertia",
             title="Signs of the eigenvalues at every critical point",
             caption=(
-                "Each critical point of width 1 embedded into widths 2, 3 and 4; last, the end of training at width 2, "
-                "where neurons saturate and many directions are flat."
+                "Each critical point of width 1 embedded into widths 2, 3 and 4; last, the end of training at width "
+                "2, where neurons saturate and many directions are nearly flat."
             ),
             x="net",
         ),
@@ -214,9 +214,7 @@ def figures(tables: Tables) -> Sequence[Figure]:
             "All Hessian eigenvalues of one critical point of width 1, embedded. Each added neuron adds one zero "
             "and two negative eigenvalues, as in the paper's figure."
         )
-        drawn.insert(
-            0, spectrum(tables["spectra"], id="spectra", title="Hessian eigenvalues", caption=caption)
-        )
+        drawn.insert(0, spectrum(tables["spectra"], id="spectra", title="Hessian eigenvalues", caption=caption))
     return drawn
 
 
@@ -262,6 +260,7 @@ RECIPE = Recipe(
     ),
     run=run,
     figures=figures,
+    num_threads=1,
     summary=(
         "Two-layer sigmoid networks on the 150 flowers of Iris. Critical points of width 1 are found by polishing "
         "random starts and carried into widths 2, 3 and 4. Each added neuron brings exactly one flat direction, and "

@@ -129,7 +129,8 @@ POINTWISE: dict[str, Rule] = {
 
 CONSTANTS: dict[str, Rule] = {
     **dict.fromkeys(
-        "zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty fill zero new_empty_strided".split(),
+        "zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty new_empty_strided "
+        "fill zero".split(),
         fill,
     ),
     **dict.fromkeys(("tril", "triu"), triangle),
