@@ -91,17 +91,17 @@ endif
 $(VENV)/.torch-choice: $(VENV)/$(MARK) constraints.txt
 ifneq ($(TORCH),auto)
 	@echo "torch: installing $(if $(filter cuda,$(TORCH)),the default build of the package index,$(TORCH))"
-	@$(PIP) install -q --upgrade '$(if $(filter cuda,$(TORCH)),torch==$(TORCH_PIN),$(TORCH))'
+	@$(PIP) install -qq --upgrade '$(if $(filter cuda,$(TORCH)),torch==$(TORCH_PIN),$(TORCH))'
 else ifeq ($(shell uname -s),Linux)
 	@echo "torch: installing $(TORCH_PIN), the build without CUDA (about 200 MB)"
-	@$(PIP) install -q --no-deps 'torch==$(TORCH_PIN)+cpu' >$(VENV)/torch.log 2>&1 || \
-	$(PIP) install -q --no-deps --timeout 10 --retries 1 --index-url $(TORCH_CPU_INDEX) \
-	'torch==$(TORCH_PIN)' >>$(VENV)/torch.log 2>&1 || \
+	@$(PIP) install -qq --no-deps 'torch==$(TORCH_PIN)+cpu' >$(VENV)/torch.log 2>&1 || \
+	$(PIP) install -qq --no-deps --timeout 10 --retries 1 --index-url $(TORCH_CPU_INDEX) \
+	'torch==$(TORCH_PIN)+cpu' >>$(VENV)/torch.log 2>&1 || \
 	{ echo "torch: found no build without CUDA (see $(VENV)/torch.log); installing the default one, up to several GB" && \
-	$(PIP) install -q 'torch==$(TORCH_PIN)'; }
+	$(PIP) install -qq 'torch==$(TORCH_PIN)'; }
 else
 	@echo "torch: installing $(TORCH_PIN)"
-	@$(PIP) install -q 'torch==$(TORCH_PIN)'
+	@$(PIP) install -qq 'torch==$(TORCH_PIN)'
 endif
 	@sed '/^torch[^a-z]/d' constraints.txt > $(PINS)
 	@$(PY) -c 'from importlib.metadata import version; print("torch==" + version("torch"))' >> $(PINS)
@@ -109,10 +109,10 @@ endif
 
 $(VENV)/.installed: $(VENV)/.torch-choice pyproject.toml constraints.txt
 	@echo "thalweg: installing it, editable, with what it needs"
-	@$(PIP) install -q -c $(PINS) -e .
+	@$(PIP) install -qq -c $(PINS) -e .
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.torch-choice pyproject.toml constraints.txt
 	@echo "thalweg: installing it, editable, with what it needs and the development tools"
-	@$(PIP) install -q -c $(PINS) -e '.[dev]'
+	@$(PIP) install -qq -c $(PINS) -e '.[dev]'
 	@touch $(VENV)/.installed $@

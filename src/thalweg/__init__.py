@@ -10,15 +10,55 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from thalweg.embeddings import critical_subspace as critical_subspace
+    from thalweg.embeddings import embed as embed
+    from thalweg.embeddings import reduce as reduce
     from thalweg.objective import Objective as Objective
+    from thalweg.probes import gradient_norm as gradient_norm
+    from thalweg.probes import hessian as hessian
+    from thalweg.probes import inertia as inertia
+    from thalweg.probes import spectrum as spectrum
     from thalweg.space import Space as Space
+    from thalweg.structure import View as View
+    from thalweg.structure import trace as trace
+    from thalweg.training import minimise as minimise
+    from thalweg.training import polish as polish
+    from thalweg.training import train as train
 
 _HOMES = {
     "Objective": "thalweg.objective",
     "Space": "thalweg.space",
+    "View": "thalweg.structure",
+    "critical_subspace": "thalweg.embeddings",
+    "embed": "thalweg.embeddings",
+    "gradient_norm": "thalweg.probes",
+    "hessian": "thalweg.probes",
+    "inertia": "thalweg.probes",
+    "minimise": "thalweg.training",
+    "polish": "thalweg.training",
+    "reduce": "thalweg.embeddings",
+    "spectrum": "thalweg.probes",
+    "trace": "thalweg.structure",
+    "train": "thalweg.training",
 }
 
-__all__ = ["Objective", "Space", "__version__"]
+__all__ = [
+    "Objective",
+    "Space",
+    "View",
+    "__version__",
+    "critical_subspace",
+    "embed",
+    "gradient_norm",
+    "hessian",
+    "inertia",
+    "minimise",
+    "polish",
+    "reduce",
+    "spectrum",
+    "trace",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -61,6 +61,12 @@ def load_state(path: str | Path, *, trust_pickle: bool = False) -> dict[str, Ten
 def load_metadata(path: str | Path) -> dict[str, str]:
     """Read the strings that `save_state` stored beside the tensors; empty where there are none.
 
+    Args:
+        path: a checkpoint of any kind that `load_state` reads.
+
+    Returns:
+        Name -> string.
+
     Raises:
         CheckpointError: the file is missing, unreadable, damaged, or needs code to be read.
 

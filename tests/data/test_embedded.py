@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from thalweg.data import digits, iris
+from thalweg.data import diabetes, digits, iris
 
 
 def test_iris_has_its_known_first_flower_and_classes() -> None:
@@ -34,3 +34,14 @@ def test_the_dtype_is_the_one_asked_for(load, dtype: torch.dtype) -> None:
     data = load(dtype=dtype)
     assert data.inputs.dtype == dtype
     assert data.targets.dtype == torch.int64
+
+
+def test_diabetes_is_standardised() -> None:
+    data = diabetes()
+    assert data.inputs.shape == (442, 10)
+    assert data.targets.shape == (442, 1)
+    for columns in (data.inputs, data.targets):
+        torch.testing.assert_close(columns.mean(dim=0), torch.zeros(columns.shape[1], dtype=torch.float64))
+        torch.testing.assert_close(
+            columns.var(dim=0, correction=0), torch.ones(columns.shape[1], dtype=torch.float64)
+        )

@@ -80,6 +80,9 @@ def embed(
         generator: of random shares.
         wide: a module of your own with the wide shapes, to be filled. Default: a resized copy.
 
+    Returns:
+        The wide module at the embedded point, with the map and the change of the outputs.
+
     Raises:
         PlanError: the plan breaks a law.
         StructureError: the module cannot be traced or resized, or the wide one computes something else.
@@ -119,6 +122,9 @@ def reduce(
         amplitude: drop units whose amplitude is at most this fraction of the largest; changes the outputs.
         groups: which groups. Default: all that can be reduced.
         view: a view of your own, in place of tracing.
+
+    Returns:
+        The narrow module, with what was merged and the change of the outputs.
 
     Raises:
         PlanError: similarity or amplitude out of range, or a named group that cannot be reduced.

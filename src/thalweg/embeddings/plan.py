@@ -135,6 +135,9 @@ def one_step(view: View, group: str, unit: int, share: float) -> Plan:
         unit: which unit of it, from 0.
         share: α, any real number.
 
+    Returns:
+        The plan.
+
     Raises:
         PlanError: no such unit, or the group cannot be split.
         StructureError: no such group.
@@ -175,6 +178,9 @@ def split_plan(
         parents: group -> for every wide unit the old unit it copies, in place of taking turns; -1 plans a null
             unit, which has zero weights in and out.
         generator: needed for random shares.
+
+    Returns:
+        A split for every group that changes its width or its order.
 
     Raises:
         PlanError: a width below the group's, a group that cannot be split, an uneven split of a group under

@@ -165,7 +165,19 @@ def find_merges(
 
 
 def similarity_matrix(view: View, state: Mapping[str, Tensor], group: str) -> FloatArray:
-    """Give the similarity of the incoming vectors of every pair of units, in [-1, 1]."""
+    """Give the similarity of the incoming vectors of every pair of units, as `find_merges` measures it.
+
+    Args:
+        view: the groups.
+        state: parameters and buffers by name.
+        group: which group.
+
+    Returns:
+        Shape (units, units), symmetric, in [-1, 1]; 1 only for units that do the same.
+
+    Raises:
+        StructureError: no such group.
+    """
     found = view.group(group)
     free, bound = _incoming(view, found, state)
     if not found.is_homogeneous:

@@ -23,6 +23,12 @@ _MODULES: dict[str, Callable[[], nn.Module]] = {
 def activation_module(name: str) -> nn.Module:
     """Build the activation of that name.
 
+    Args:
+        name: one of `Activation`.
+
+    Returns:
+        The activation as a module without parameters.
+
     Raises:
         ConfigError: no activation has that name.
 

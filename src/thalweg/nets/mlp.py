@@ -59,6 +59,15 @@ class MLP(nn.Module):
 def two_layer(width: int, *, num_inputs: int = 1, num_outputs: int = 1, activation: Activation = "tanh") -> MLP:
     """Build the two-layer net of the embedding principle, f(x) = Σ_k a_k σ(w_k·x + b_k), no output bias.
 
+    Args:
+        width: m, the number of hidden neurons.
+        num_inputs: number of features.
+        num_outputs: number of outputs.
+        activation: σ.
+
+    Returns:
+        The net, initialised as torch does.
+
     Raises:
         ConfigError: a width that is not positive, or an unknown activation.
 

@@ -147,6 +147,9 @@ def resnet20(
         num_classes: number of outputs.
         norm: "batch" or "none".
 
+    Returns:
+        The net.
+
     Raises:
         ConfigError: an unknown norm.
 

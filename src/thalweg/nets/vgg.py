@@ -86,6 +86,9 @@ def vgg16(width_multiplier: float = 1.0, *, num_classes: int = 10, norm: Norm = 
         norm: "batch" or "none".
         dropout: share dropped before every linear layer.
 
+    Returns:
+        The net.
+
     Raises:
         ConfigError: an unknown norm.
 

@@ -55,6 +55,12 @@ class _Sensitivities:
 def is_two_layer(objective: Objective) -> bool:
     """Tell whether the trainable parameters are those of two linear layers, without running the module.
 
+    Args:
+        objective: the landscape.
+
+    Returns:
+        True if `two_layer_hessian` may apply; whether the module computes what it assumes is checked there.
+
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2, bias=False))
         >>> is_two_layer(Objective(net, nn.MSELoss(), (torch.ones(5, 2, 2), torch.ones(5, 2))))

@@ -14,6 +14,13 @@ def random_permutations(view: View, generator: torch.Generator) -> dict[str, Int
     """Draw a permutation that moves every unit (one random cycle) for every group.
 
     A uniform draw leaves small groups as they are too often to prove anything.
+
+    Args:
+        view: the groups.
+        generator: of the draws.
+
+    Returns:
+        Group -> for every new place the old unit that goes there, as `permute` takes it.
     """
     drawn = {}
     for group in view.groups:

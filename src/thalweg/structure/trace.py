@@ -53,6 +53,13 @@ class Call:
 
     A rule of your own reads `call.args`, looks up `call.info(tensor)`, unifies or freezes axes
     (`thalweg.structure.axes`) and ends with `call.define(call.out, axes)`.
+
+    Args:
+        tracer: what is known of all tensors so far.
+        name: the aten operation, without its namespace.
+        args: its positional arguments.
+        kwargs: its named arguments.
+        out: what it returned.
     """
 
     def __init__(self, tracer: "Tracer", name: str, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> None:

@@ -43,6 +43,12 @@ def section_of(run: Run) -> Section:
 
     A recipe that is gone, has another version, or cannot draw leaves a note in place of the pictures: the
     claims and the data of the run stand without it.
+
+    Args:
+        run: a run of the store.
+
+    Returns:
+        The run with its figures, or with a note that says why there are none.
     """
     manifest = run.manifest
     try:
@@ -74,7 +80,15 @@ def write_report(path: Path, sections: Sequence[Section], title: str | None = No
 
 
 def render(sections: Sequence[Section], title: str | None = None) -> str:
-    """Write a report as HTML. Every text is escaped, whatever it holds."""
+    """Write a report as HTML. Every text is escaped, whatever it holds.
+
+    Args:
+        sections: what it shows, in order.
+        title: heading of the page. Default: the title of the first run.
+
+    Returns:
+        One page that needs no other file and no network.
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(

@@ -318,6 +318,7 @@ RECIPE = Recipe(
     summary=(
         "A width-2 tanh network is trained on 50 points of a sum of three tanh steps until it stands at a minimum. "
         "Splitting its neurons carries that very point into networks of width 3 and 4, which compute the same "
-        "function. There the point is no minimum any more: every added neuron brings one flat direction and one downhill one."
+        "function. There the point is no minimum any more: every added neuron brings one flat direction and one "
+        "downhill one."
     ),
 )
