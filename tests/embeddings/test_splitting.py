@@ -17,22 +17,26 @@ from thalweg.structure import trace
 seeds = st.integers(0, 10_000)
 
 
-@st.composite
-def split_nets(draw):
-    """A random net of 2 to 5 layers and a random plan for all its hidden layers; shares of any sign."""
-    generator = torch.Generator().manual_seed(draw(seeds))
-    hidden = draw(st.lists(st.integers(1, 4), min_size=1, max_size=4))
-    net = deep_net([2, *hidden, draw(st.integers(1, 3))], draw(st.sampled_from(sorted(ACTIVATIONS))), generator)
+def split_net(seed: int, hidden: list[int], activation: str, added: list[int], shares: str):
+    """A random net of 2 to 5 layers and a plan for all its hidden layers; random shares are of any sign."""
+    generator = torch.Generator().manual_seed(seed)
+    net = deep_net([2, *hidden, 1 + seed % 3], activation, generator)
     pairs = data(net, generator)
     view = view_of(net, pairs)
-    widths = {g.name: g.size + draw(st.integers(0, 3)) for g in view.groups}
-    plan = split_plan(view, widths, shares=draw(st.sampled_from(["equal", "random"])), generator=generator)
+    widths = {g.name: g.size + added[i] for i, g in enumerate(view.groups)}
+    plan = split_plan(view, widths, shares=shares, generator=generator)
     return net, pairs, Embedding(view, Space.of(net), plan)
 
 
-@given(split_nets())
-def test_outputs_risk_and_gradient_identities_hold_at_any_point(case) -> None:
-    net, pairs, embedding = case
+@given(
+    seeds,
+    st.lists(st.integers(2, 4), min_size=1, max_size=4),
+    st.sampled_from(sorted(ACTIVATIONS)),
+    st.lists(st.integers(0, 3), min_size=4, max_size=4),
+    st.sampled_from(["equal", "random"]),
+)
+def test_outputs_risk_and_gradient_identities_hold_at_any_point(seed, hidden, activation, added, shares) -> None:
+    net, pairs, embedding = split_net(seed, hidden, activation, added, shares)
     narrow, wide = landscape(net, pairs), landscape(embedding.wide(net), pairs)
     theta = embedding.apply(narrow.theta())
     torch.testing.assert_close(theta, wide.theta(), rtol=0, atol=0)

@@ -62,7 +62,7 @@ def embed(
     inputs: Any,
     widths: Mapping[str, int],
     *,
-    shares: Literal["equal", "random"] | Mapping[str, Sequence[float]] = "equal",
+    shares: Literal["equal", "random"] | Mapping[str, Sequence[float | int]] = "equal",
     plan: Plan | None = None,
     view: View | None = None,
     generator: torch.Generator | None = None,

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
 import torch
@@ -111,7 +111,7 @@ class Plan:
         """K: the units that the wide network has more."""
         return sum(s.wide - s.narrow for s in self.splits.values())
 
-    def then(self, other: Self) -> "Plan":
+    def then(self, other: "Plan") -> "Plan":
         """Compose two plans: this one first.
 
         Raises:
@@ -163,7 +163,7 @@ def split_plan(
     view: View,
     widths: Mapping[str, int],
     *,
-    shares: Literal["equal", "random"] | Mapping[str, Sequence[float]] = "equal",
+    shares: Literal["equal", "random"] | Mapping[str, Sequence[float | int]] = "equal",
     parents: Mapping[str, Sequence[int]] | None = None,
     generator: torch.Generator | None = None,
 ) -> Plan:
@@ -218,7 +218,7 @@ def split_plan(
 def _shares(
     name: str,
     parents: IntArray,
-    shares: Literal["equal", "random"] | Mapping[str, Sequence[float]],
+    shares: Literal["equal", "random"] | Mapping[str, Sequence[float | int]],
     generator: torch.Generator | None,
 ) -> FloatArray:
     counts = np.bincount(parents[parents >= 0], minlength=int(parents.max()) + 1)

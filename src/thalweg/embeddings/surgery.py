@@ -83,7 +83,7 @@ def _embedding(layer: nn.Embedding, *_: object) -> None:
     layer.num_embeddings, layer.embedding_dim = layer.weight.shape
 
 
-def _convolution(layer: nn.Conv2d, prefix: str, view: View, sizes: Mapping[str, int]) -> None:
+def _convolution(layer: nn.modules.conv._ConvNd, prefix: str, view: View, sizes: Mapping[str, int]) -> None:
     weight = layer.weight
     if layer.groups > 1:
         layer.groups = _leading(view.axes[f"{prefix}weight"][0], layer.groups, sizes, f"{prefix}weight")
@@ -91,13 +91,13 @@ def _convolution(layer: nn.Conv2d, prefix: str, view: View, sizes: Mapping[str, 
     layer.in_channels, layer.out_channels = (one, two) if layer.transposed else (two, one)
 
 
-def _batch_norm(layer: nn.BatchNorm2d, *_: object) -> None:
+def _batch_norm(layer: nn.modules.batchnorm._NormBase, *_: object) -> None:
     known = next((t for t in (layer.weight, layer.running_mean) if t is not None), None)
     if known is not None:
         layer.num_features = len(known)
 
 
-def _layer_norm(layer: nn.LayerNorm, *_: object) -> None:
+def _layer_norm(layer: nn.LayerNorm | nn.RMSNorm, *_: object) -> None:
     if layer.weight is not None:
         layer.normalized_shape = tuple(layer.weight.shape)
 

@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from torch import nn
 
@@ -185,7 +185,7 @@ class View:
         return json.dumps({"view": 1, "groups": groups, "axes": axes, **report}, indent=1)
 
     @classmethod
-    def from_json(cls, text: str) -> Self:
+    def from_json(cls, text: str) -> "View":
         """Read a view written by `to_json`.
 
         Raises:
@@ -222,7 +222,7 @@ class View:
         )
 
     @classmethod
-    def of_spec(cls, module: nn.Module, spec: Mapping[str, Sequence[Sequence[Any]]]) -> Self:
+    def of_spec(cls, module: nn.Module, spec: Mapping[str, Sequence[Sequence[Any]]]) -> "View":
         """Build a view from a hand-written spec; verify it with `verified` before you trust it.
 
         Args:
