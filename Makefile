@@ -6,7 +6,9 @@
 .PHONY: help demo test check format clean benchmark FORCE
 
 PYTHON ?= python3
+WHICH_PYTHON := Say which one to take: make demo PYTHON=python3.12
 ARGS ?=
+CODE := src tests benchmarks
 
 # An environment counts as ours only if it bears this mark; a `.venv` that somebody else made is left alone.
 MARK := .made-by-make
@@ -46,8 +48,8 @@ test: $(VENV)/.installed-dev ## install with the development tools and run every
 	@$(PY) -m pytest -q -n $(JOBS) $(ARGS)
 
 check: $(VENV)/.installed-dev ## what CI wants: format, lint, types, import rules, dependencies, all tests
-	@echo "check: format" && $(PY) -m ruff format --check .
-	@echo "check: lint" && $(PY) -m ruff check .
+	@echo "check: format" && $(PY) -m ruff format --check $(CODE)
+	@echo "check: lint" && $(PY) -m ruff check $(CODE)
 	@echo "check: types" && $(PY) -m mypy
 	@echo "check: import rules" && $(VENV)/bin/lint-imports
 	@echo "check: dependencies" && $(PIP) check
@@ -56,8 +58,8 @@ check: $(VENV)/.installed-dev ## what CI wants: format, lint, types, import rule
 	@echo "check: tests, doctests, documents" && $(PY) -m pytest -q -n $(JOBS) $(ARGS)
 
 format: $(VENV)/.installed-dev ## format the code and repair what the linter can repair
-	@$(PY) -m ruff format .
-	@$(PY) -m ruff check --fix .
+	@$(PY) -m ruff format $(CODE)
+	@$(PY) -m ruff check --fix $(CODE)
 
 benchmark: $(VENV)/.installed ## run every script of benchmarks/ (minutes)
 	@for script in benchmarks/*.py; do echo "benchmark: $$script"; $(PY) "$$script" || exit; done
@@ -75,9 +77,9 @@ FORCE:
 
 $(VENV)/$(MARK):
 	@$(PYTHON) -c '' 2>/dev/null || \
-	{ echo "Expected Python 3.11 or later. Got no working $(PYTHON). Say which one: make ... PYTHON=python3.12" >&2; exit 1; }
+	{ echo "Expected Python 3.11 or later. Got no working $(PYTHON). $(WHICH_PYTHON)" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	{ echo "Expected Python 3.11 or later. Got $$($(PYTHON) -V 2>&1). Say which one: make ... PYTHON=python3.12" >&2; exit 1; }
+	{ echo "Expected Python 3.11 or later. Got $$($(PYTHON) -V 2>&1). $(WHICH_PYTHON)" >&2; exit 1; }
 	@if [ -e $(VENV) ] && [ ! -e $@ ]; then \
 	echo "Expected VENV to be free, or made by make. Got $(VENV), which is neither. Choose another VENV." >&2; exit 1; fi
 	@echo "environment: making $(VENV) with $$($(PYTHON) -V)"
@@ -97,7 +99,7 @@ else ifeq ($(shell uname -s),Linux)
 	@$(PIP) install -qq --no-deps 'torch==$(TORCH_PIN)+cpu' >$(VENV)/torch.log 2>&1 || \
 	$(PIP) install -qq --no-deps --timeout 10 --retries 1 --index-url $(TORCH_CPU_INDEX) \
 	'torch==$(TORCH_PIN)+cpu' >>$(VENV)/torch.log 2>&1 || \
-	{ echo "torch: found no build without CUDA (see $(VENV)/torch.log); installing the default one, up to several GB" && \
+	{ echo "torch: found no build without CUDA (see $(VENV)/torch.log); installing the default one, several GB" && \
 	$(PIP) install -qq 'torch==$(TORCH_PIN)'; }
 else
 	@echo "torch: installing $(TORCH_PIN)"

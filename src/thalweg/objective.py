@@ -4,7 +4,6 @@ Value, gradient and Hessian products are sums over mini-batches, weighted so tha
 quantity for every batch size, a ragged last batch included.
 """
 
-import contextlib
 import copy
 import functools
 from collections.abc import Callable, Iterable, Iterator
@@ -15,9 +14,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn import functional
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from thalweg.errors import DataError, ShapeError
+from thalweg.kernels import plain_kernels
 from thalweg.space import Space
 
 Loss = Callable[[Any, Any], Tensor]
@@ -174,7 +173,7 @@ class Objective:
         """
         theta = self._checked(theta)
         pieces = []
-        with torch.no_grad(), plain_attention():
+        with torch.no_grad(), plain_kernels():
             for inputs, targets in self.batches():
                 outputs = self.apply(theta, inputs)
                 pieces.append(vmap(lambda o, t: self.reduced(o.unsqueeze(0), t.unsqueeze(0)))(outputs, targets))
@@ -187,7 +186,7 @@ class Objective:
             ShapeError: theta does not fit the module.
         """
         theta = self._checked(theta)
-        with torch.no_grad(), plain_attention():
+        with torch.no_grad(), plain_kernels():
             return torch.cat([self.apply(theta, inputs) for inputs, _ in self.batches()])
 
     def batches(self) -> Iterator[Batch]:
@@ -241,7 +240,7 @@ class Objective:
 
     def _weighted(self, piece: Callable[[Batch], Tensor], zero: Tensor) -> Tensor:
         total, weights = zero, 0.0
-        with plain_attention():
+        with plain_kernels():
             for weight, batch in self.weighted_batches():
                 total = total + weight * piece(batch)
                 weights += weight
@@ -312,18 +311,6 @@ class Objective:
 
 # Points per vmap chunk. Chosen by us: larger chunks do not pay on a CPU and cost memory in proportion.
 _POINTS_PER_CHUNK = 64
-
-
-@contextlib.contextmanager
-def plain_attention() -> Iterator[None]:
-    """Fused attention has no second derivative and no batching rule; the plain mathematical form has both."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 def _batches(data: Any, batch_size: int | None) -> Any:

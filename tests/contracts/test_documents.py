@@ -96,7 +96,7 @@ def exists(name: str) -> bool:
             continue
         for part in parts[cut:]:
             if not hasattr(value, part):
-                return False
+                return part in getattr(value, "__dataclass_fields__", {}) and part == parts[-1]
             value = getattr(value, part)
         return True
     return False

@@ -124,7 +124,7 @@ def test_what_is_returned_is_explained(name: str) -> None:
 def test_everything_is_annotated(name: str) -> None:
     value = EXPORTS[name]
     members = [value] if inspect.isfunction(value) else vars(value).values()
-    own = [getattr(m, "fget", None) or getattr(m, "__func__", m) for m in members]
+    own = [inspect.unwrap(getattr(m, "fget", None) or getattr(m, "__func__", m)) for m in members]
     missing = []
     for function in own:
         if inspect.isfunction(function) and function.__code__.co_filename == inspect.getfile(value):

@@ -17,7 +17,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from thalweg.errors import NumericalError, StructureError
-from thalweg.objective import Batch, Objective, plain_attention
+from thalweg.kernels import plain_kernels
+from thalweg.objective import Batch, Objective
 from thalweg.probes.two_layer import is_two_layer, two_layer_hessian
 
 Method = Literal["auto", "structured", "blockwise"]
@@ -112,7 +113,7 @@ def _blockwise(objective: Objective, theta: Tensor) -> Tensor:
 
 
 def _add_batch(total: Tensor, weight: float, objective: Objective, theta: Tensor, batch: Batch) -> None:
-    with plain_attention():
+    with plain_kernels():
         slope, point, saved_bytes = _tape(objective, theta, batch)
         if not slope.requires_grad:  # the loss is affine in theta
             return

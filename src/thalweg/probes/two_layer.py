@@ -17,7 +17,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from thalweg.errors import StructureError
-from thalweg.objective import Batch, Objective, plain_attention
+from thalweg.kernels import plain_kernels
+from thalweg.objective import Batch, Objective
 
 # Bytes of the Jacobian held at once. Chosen by us: with H itself, of 68 MB at 2,913 parameters, the peak
 # stays far below 1 GB, and larger pieces are no faster.
@@ -162,7 +163,7 @@ def _sensitivities(
     point = theta.clone().requires_grad_()
     below: list[tuple[Tensor, Tensor]] = []
     above: list[tuple[Tensor, Tensor]] = []
-    with _watched(layers.first, below), _watched(layers.second, above), plain_attention():
+    with _watched(layers.first, below), _watched(layers.second, above), plain_kernels():
         loss = objective.batch_loss(point, *batch)
     if len(below) != 1 or len(above) != 1 or below[0][0].ndim != 2:
         raise StructureError(

@@ -1,6 +1,5 @@
 """Trace real execution: every tensor that a forward pass touches gets axes, by one rule for each operation."""
 
-import contextlib
 import copy
 import functools
 from collections import Counter
@@ -10,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from thalweg.errors import StructureError
+from thalweg.kernels import plain_kernels
 from thalweg.structure.axes import Axis, Leaf, freeze, leaves, product, resolve
 
 Site = tuple[str, int]
@@ -263,18 +262,6 @@ def output_tensors(outputs: Any) -> Iterator[Tensor]:
 def _settled(axis: Axis) -> Axis:
     axis = resolve(axis)
     return axis if isinstance(axis, Leaf) or axis.size > 1 else product([])
-
-
-@contextlib.contextmanager
-def plain_kernels() -> Iterator[None]:
-    """Switch off fused kernels whose insides a trace cannot see; what was set before is restored."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def _shapes(inputs: tuple[Any, ...]) -> str:

@@ -15,8 +15,9 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_map_only
 
 from thalweg.errors import StructureError
+from thalweg.kernels import plain_kernels
 from thalweg.structure.symmetry import permute, random_permutations, rescale
-from thalweg.structure.trace import output_tensors, plain_kernels, prepared
+from thalweg.structure.trace import output_tensors, prepared
 from thalweg.structure.view import View
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
