@@ -49,7 +49,7 @@ test: $(VENV)/.installed-dev ## install with the development tools and run every
 
 check: $(VENV)/.installed-dev ## what CI wants: format, lint, types, import rules, dependencies, all tests
 	@echo "check: format" && $(PY) -m ruff format --check $(CODE)
-	@echo "check: lint" && $(PY) -m ruff check $(CODE)
+	@echo "check: lint" && $(PY) -m ruff check --no-cache $(CODE)
 	@echo "check: types" && $(PY) -m mypy
 	@echo "check: import rules" && $(VENV)/bin/lint-imports
 	@echo "check: dependencies" && $(PIP) check
@@ -93,7 +93,8 @@ endif
 $(VENV)/.torch-choice: $(VENV)/$(MARK) constraints.txt
 ifneq ($(TORCH),auto)
 	@echo "torch: installing $(if $(filter cuda,$(TORCH)),the default build of the package index,$(TORCH))"
-	@$(PIP) install -qq --upgrade '$(if $(filter cuda,$(TORCH)),torch==$(TORCH_PIN),$(TORCH))'
+	@$(PIP) uninstall -qq -y torch
+	@$(PIP) install -qq '$(if $(filter cuda,$(TORCH)),torch==$(TORCH_PIN),$(TORCH))'
 else ifeq ($(shell uname -s),Linux)
 	@echo "torch: installing $(TORCH_PIN), the build without CUDA (about 200 MB)"
 	@$(PIP) install -qq --no-deps 'torch==$(TORCH_PIN)+cpu' >$(VENV)/torch.log 2>&1 || \

@@ -132,6 +132,17 @@ def test_a_group_that_the_example_does_not_reach_is_dropped() -> None:
     assert "live" in [g.name for g in view.groups]
 
 
+def test_the_one_unit_of_a_layer_of_width_one_is_found() -> None:
+    net = nn.Sequential(nn.Linear(3, 1), nn.Tanh(), nn.Linear(1, 4), nn.ReLU(), nn.Linear(4, 1))
+    view = trace(net, torch.randn(5, 3))
+    assert [(g.name, g.size) for g in view.groups] == [("0", 1), ("2", 4)]
+    assert [(m.tensor, m.dim, m.role) for m in view.groups[0].members] == [
+        ("0.weight", 0, "producer"),
+        ("0.bias", 0, "producer"),
+        ("2.weight", 1, "consumer"),
+    ]
+
+
 def test_frozen_operations_are_named() -> None:
     class Sorted(nn.Module):
         def __init__(self) -> None:

@@ -165,7 +165,7 @@ def cut(axis: Axis, sizes: Sequence[int]) -> list[Axis]:
     if len(sizes) == 1:
         return [axis]
     if isinstance(axis, Leaf):
-        pieces: list[Axis] = [Leaf(s) for s in sizes]
+        pieces: list[Axis] = [Leaf(s, "picked by position" if s == 1 else None) for s in sizes]
         _bind(axis, concatenation(pieces))
         return pieces
     if isinstance(axis, Product):
@@ -197,7 +197,7 @@ def _cut_sum(axis: Sum, sizes: Sequence[int]) -> list[Axis]:
 def unify(one: Axis, two: Axis) -> None:
     """Demand that two axes of one size be the same; freeze both where that cannot be said in this algebra."""
     one, two = resolve(one), resolve(two)
-    if one is two or (one.size == 1 and two.size == 1):
+    if one is two or (one.size == two.size == 1 and not (isinstance(one, Leaf) and isinstance(two, Leaf))):
         return
     if one.size != two.size:
         freeze(one, "sizes differ")

@@ -1,6 +1,7 @@
 """From a module to its verified view: trace, settle the groups, verify."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -79,11 +80,14 @@ def _settled(found: Trace) -> View:
     axes = {n: tuple(_tree(a, names) for a in found.axes[n]) for n in found.axes}
     groups = [_group(names[key], leaf, found, ordered) for key, (_, leaf) in homes.items()]
     first = {g.name: min(found.order[m.tensor] for m in g.members if m.tensor in found.order) for g in groups}
-    return View(tuple(sorted(groups, key=lambda g: first[g.name])), axes, dict(found.frozen_by))
+    view = View(tuple(sorted(groups, key=lambda g: first[g.name])), axes, dict(found.frozen_by))
+    # A single unit is a group only for the sake of splitting it: there is nothing to permute.
+    idle = [g.name for g in view.groups if g.size == 1 and not g.is_duplicable]
+    return replace(view.without_groups(idle), rejected=())
 
 
 def _is_group(leaf: Leaf) -> bool:
-    return leaf.frozen is None and leaf.size > 1
+    return leaf.frozen is None and leaf.size > 0
 
 
 def _names(homes: Mapping[int, tuple[str, Leaf]]) -> dict[int, str]:

@@ -160,13 +160,13 @@ def _inertia(width: int, theta: "Tensor", preset: Figure3bPreset) -> "Inertia":
 def _embedded(narrow: int, wide: int, theta: "Tensor", preset: Figure3bPreset) -> "tuple[Objective, Tensor]":
     """Split the shallowest neuron (least |w|) equally, once for each added neuron."""
     from thalweg.embeddings import Embedding, split_plan
-    from thalweg.structure import View
+    from thalweg.structure import trace
 
     objective = _landscape(narrow, preset)
-    members = [("layers.0.weight", 0), ("layers.0.bias", 0), ("layers.1.weight", 1)]
-    view = View.of_spec(objective.module, {"hidden": members})
+    view = trace(objective.module, next(iter(objective.batches()))[0])
+    hidden = view.groups[0].name
     unit = int(objective.space.parameters(theta)["layers.0.weight"].norm(dim=1).argmin())
-    plan = split_plan(view, {}, parents={"hidden": [*range(narrow), *[unit] * (wide - narrow)]})
+    plan = split_plan(view, {}, parents={hidden: [*range(narrow), *[unit] * (wide - narrow)]})
     return _landscape(wide, preset), Embedding(view, objective.space, plan).apply(theta)
 
 

@@ -53,7 +53,7 @@ def _add_bias(call: Call, bias: Tensor, axes: Sequence[Axis]) -> frozenset[Site]
     """Unify a broadcast addend with the result; give the sites that scale it."""
     info = call.info(bias)
     for d, axis in enumerate(reversed(info.axes)):
-        if axis.size != 1:
+        if axis.size == axes[len(axes) - 1 - d].size:
             unify(axis, axes[len(axes) - 1 - d])
     call.use(info)
     return info.all_sites if info.is_weight else info.makers

@@ -32,7 +32,7 @@ def _aligned(infos: Sequence[Info], out: Tensor, dim: int) -> Axis:
     """Unify the axes that meet at one dim of the result."""
     behind = out.ndim - 1 - dim
     met = [i.axes[len(i.axes) - 1 - behind] for i in infos if len(i.axes) > behind]
-    wide = [a for a in met if a.size == out.shape[dim] and a.size != 1]
+    wide = [a for a in met if a.size == out.shape[dim]]
     for axis in wide[1:]:
         unify(wide[0], axis)
     return wide[0] if wide else Leaf(out.shape[dim])
