@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from tests.zoo import randomize_
 from torch import Tensor, nn
+
+from tests.zoo import randomize_
 
 _ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu, "gelu": F.gelu, "sigmoid": torch.sigmoid}
 _JOINS = ("add", "mul", "cat")

@@ -14,10 +14,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from tests.zoo import CASES
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from tests.zoo import CASES
 from thalweg.checkpoint import load_into, load_metadata, load_state, save_state
 from thalweg.errors import CheckpointError
 

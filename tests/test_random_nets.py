@@ -3,8 +3,9 @@
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.random_nets import RandomNet, random_net
 from torch.testing import assert_close
+
+from tests.random_nets import RandomNet, random_net
 
 
 @settings(deadline=None, max_examples=25, derandomize=True)

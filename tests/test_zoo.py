@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from tests.zoo import CASES, Case
 from torch.testing import assert_close
 from torch.utils._pytree import tree_leaves
+
+from tests.zoo import CASES, Case
 
 cases = pytest.mark.parametrize("case", CASES.values(), ids=lambda case: case.name)
 

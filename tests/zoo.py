@@ -10,8 +10,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from tests import zoo_conv, zoo_dense, zoo_sequence, zoo_traps
 from torch import Tensor, nn
+
+from tests import zoo_conv, zoo_dense, zoo_sequence, zoo_traps
 
 
 @dataclass(frozen=True)

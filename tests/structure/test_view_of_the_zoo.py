@@ -9,6 +9,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
 from thalweg.structure import RULES, View, permute, random_permutations, rescale, trace, verified
+from thalweg.structure.rules.pointwise import pointwise
 from thalweg.structure.tree import Fixed
 
 cases = pytest.mark.parametrize("case", CASES.values(), ids=lambda case: case.name)
@@ -172,6 +173,24 @@ def test_a_rule_of_ones_own_thaws_an_operation() -> None:
     assert trace(Shifted(), torch.randn(3, 2)).groups == ()
     view = trace(Shifted(), torch.randn(3, 2), rules=RULES | {"pixel_shuffle": same_axes})
     assert [g.size for g in view.groups] == [4]
+
+
+def test_the_pointwise_rule_serves_an_operation_of_ones_own() -> None:
+    library = torch.library.Library("thalweg_tests", "DEF")
+    library.define("bump(Tensor x) -> Tensor")
+    library.impl("bump", lambda x: x * x / (1 + x * x), "CPU")
+
+    class Bump(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(2, 4), nn.Linear(4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.two(torch.ops.thalweg_tests.bump(self.one(x)))
+
+    assert dict(trace(Bump(), torch.randn(3, 2)).frozen_by) == {"thalweg_tests::bump": 1}
+    view = trace(Bump(), torch.randn(3, 2), rules=RULES | {"thalweg_tests::bump": pointwise})
+    assert [(g.size, g.zero_preserving) for g in view.groups] == [(4, True)]
 
 
 def test_the_module_and_its_mode_are_untouched() -> None:

@@ -1,1 +1,1 @@
-
+"""Recipes: one file per figure or theorem of a paper."""

@@ -61,9 +61,12 @@ class Call:
         out: what it returned.
     """
 
-    def __init__(self, tracer: "Tracer", name: str, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> None:
+    def __init__(
+        self, tracer: "Tracer", function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any
+    ) -> None:
         self.tracer = tracer
-        self.name = name
+        self.function = function
+        self.name: str = function._schema.name.removeprefix("aten::")
         self.args = list(args)
         self.kwargs = dict(kwargs)
         self.out = out
@@ -155,8 +158,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        name = func._schema.name.removeprefix("aten::")
-        call = Call(self, name, args, kwargs or {}, out)
+        call = Call(self, func, args, kwargs or {}, out)
+        name = call.name
         if (rule := self.rules.get(name) or self.rules.get(name.rstrip("_"))) is not None:
             rule(call)
         elif torch.Tag.pointwise in func.tags:

@@ -4,6 +4,7 @@ Weights, buffers and inputs are perturbed first, because a network at its initia
 that starts at zero gives the same outputs whatever is permuted before it.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -120,13 +121,17 @@ def _inert(bench: Bench, view: View) -> list[str]:
     """Find groups that the outputs do not depend on at this batch: nothing could be verified about them."""
     names = {n for n, p in bench.module.named_parameters() if p.is_floating_point()}
     leaves = {n: bench.state[n].clone().requires_grad_() for n in names}
-    with plain_kernels():
+    with plain_kernels(), torch.enable_grad():
         values = functional_call(bench.module, {**bench.state, **leaves}, bench.inputs)
         outputs = [t for t in output_tensors(values) if t.is_floating_point() and t.requires_grad]
         if not outputs:
             return []
         total = torch.stack([(t * bench._noise(t)).sum() for t in outputs]).sum()
-        slopes = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+        try:
+            with warnings.catch_warnings(action="ignore"):  # torch warns of operations without a derivative
+                slopes = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+        except RuntimeError:  # an operation without a derivative: nothing can be said about reach
+            return []
     moving = {n for n, s in zip(leaves, slopes, strict=True) if s is not None and bool(s.any())}
     return [g.name for g in view.groups if not any(m.tensor in moving for m in g.members)]
 

@@ -71,10 +71,9 @@ def _is_zero_at_zero(call: Call) -> bool:
     def zero(value: object) -> object:
         return torch.zeros((), dtype=value.dtype) if isinstance(value, Tensor) else value
 
-    function = getattr(torch.ops.aten, call.name)
     try:
-        result = function(*[zero(a) for a in call.args], **{k: zero(v) for k, v in call.kwargs.items()})
-    except (RuntimeError, TypeError):
+        result = call.function(*[zero(a) for a in call.args], **{k: zero(v) for k, v in call.kwargs.items()})
+    except (RuntimeError, TypeError, NotImplementedError):
         return False
     return isinstance(result, Tensor) and bool((result == 0).all())
 
