@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,13 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from thalweg.embeddings.exactness import implied_embedding, require_exact
 from thalweg.embeddings.plan import Plan, split_plan
 from thalweg.embeddings.reduction import Reduction, find_merges
 from thalweg.embeddings.splitting import Embedding
+from thalweg.embeddings.surgery import fitting
 from thalweg.errors import StructureError
 from thalweg.space import Space
 from thalweg.structure import View, trace
-from thalweg.structure.trace import output_tensors
+from thalweg.structure.trace import Inputs, arguments_of, call, output_tensors
 
 _SAME = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Relative change of the outputs that rounding may cause (chosen by us, far above what is seen: 1e-15 and 1e-6);
@@ -72,7 +75,8 @@ def embed(
 
     Args:
         module: any `nn.Module`.
-        inputs: one example batch, a tensor or a tuple of arguments, to trace and to check with.
+        inputs: one example batch to trace and to check with: a tensor, a tuple of arguments, or a dict of keyword
+            arguments.
         widths: group -> width after; `trace(module, inputs).groups` lists the groups.
         shares: "equal" (default, as in the paper's experiments), "random", or given: see `split_plan`.
         plan: a plan of your own, in place of widths and shares.
@@ -97,8 +101,10 @@ def embed(
     plan = plan or split_plan(view, widths, shares=shares, generator=generator)
     embedding = Embedding(view, Space.of(module), plan)
     result = embedding.wide(module) if wide is None else _filled(wide, embedding, module)
-    error = _difference(result, module, inputs)
+    with nullcontext() if wide is not None else fitting(result, view, plan.widths):
+        error = _difference(result, module, inputs)
     _require_same(error, module, "wide")
+    require_exact(module, result, embedding, inputs)
     return Embedded(result, embedding, view, error)
 
 
@@ -117,7 +123,8 @@ def reduce(
 
     Args:
         module: any `nn.Module`.
-        inputs: one example batch, to trace and to check with.
+        inputs: one example batch to trace and to check with: a tensor, a tuple of arguments, or a dict of keyword
+            arguments.
         similarity: merge units at least this similar (see `find_merges`); changes the outputs.
         amplitude: drop units whose amplitude is at most this fraction of the largest; changes the outputs.
         groups: which groups. Default: all that can be reduced.
@@ -141,9 +148,11 @@ def reduce(
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     reduction = find_merges(view, state, similarity=similarity, amplitude=amplitude, groups=groups)
     result = reduction.narrow(module)
-    error = _difference(result, module, inputs)
+    with fitting(result, view, {n: after for n, (_, after) in reduction.widths.items()}):
+        error = _difference(result, module, inputs)
     if similarity is None and amplitude == 0:
         _require_same(error, module, "narrow")
+    require_exact(result, module, implied_embedding(reduction, result), inputs)
     return Reduced(result, reduction, view, error)
 
 
@@ -167,21 +176,36 @@ def _filled(wide: nn.Module, embedding: Embedding, module: nn.Module) -> nn.Modu
     return result.train(module.training)
 
 
-def _difference(result: nn.Module, module: nn.Module, inputs: Any) -> float:
-    """Give max|f_result - f| / max|f| in eval mode; infinity if the shapes differ."""
-    arguments = inputs if isinstance(inputs, tuple) else (inputs,)
+def placed_for(module: nn.Module, inputs: Any) -> Inputs:
+    """Give an example batch as arguments on a module's device, in its dtype.
+
+    Args:
+        module: with at least one parameter.
+        inputs: a tensor, a tuple of arguments, or a dict of keyword arguments.
+
+    Returns:
+        A tuple of arguments, or a dict of keyword arguments.
+    """
     place = next(module.parameters())
-    arguments = tree_map_only(
+    placed: Inputs = tree_map_only(
         Tensor,
         lambda t: t.to(place.device, place.dtype) if t.is_floating_point() else t.to(place.device),
-        arguments,
+        arguments_of(inputs),
     )
+    return placed
+
+
+def _difference(result: nn.Module, module: nn.Module, inputs: Any) -> float:
+    """Give max|f_result - f| / max|f| in eval mode; infinity if the shapes differ."""
+    arguments = placed_for(module, inputs)
     modes = [(m, m.training) for m in (*result.modules(), *module.modules())]
     try:
         with torch.no_grad():
-            theirs = _tensors(module.eval()(*arguments))
+            theirs = _tensors(call(module.eval(), arguments))
             try:
-                mine = _tensors(result.eval()(*arguments))
+                mine = _tensors(call(result.eval(), arguments))
+            except StructureError:
+                raise
             except Exception as error:  # whatever a user's forward raises
                 raise StructureError(
                     f"Expected the resized module to run. Got {type(error).__name__}: {error}. "

@@ -16,8 +16,8 @@ from thalweg.structure import Group, View
 from thalweg.structure.symmetry import scaled_along
 from thalweg.structure.tree import FloatArray, IntArray, gather, resized, spread, unit_of
 
-_EXACT = {torch.float64: 1e-10, torch.float32: 1e-5}
-"""1 - similarity below which units count as equal: the similarity of equal vectors is off by a few roundings."""
+_ROUNDINGS = 32
+"""Roundings by which entries of equal units may differ; copies made by an embedding do not differ at all."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,10 +191,12 @@ def _merge(
 ) -> Merge | None:
     alike = similarity_matrix(view, state, group.name)
     dtype = next(state[m.tensor].dtype for m in group.members if m.tensor in state)
-    slack = _EXACT.get(dtype, 1e-3) if similarity is None else 1 - similarity
-    clusters = _clusters(1 - alike, max(slack, _EXACT.get(dtype, 1e-3)))
-    firsts = np.array([int(np.argmax(clusters == c)) for c in clusters])
     free, bound = _incoming(view, group, state)
+    if similarity is None:
+        firsts = _equal_units(free, bound, alike, _ROUNDINGS * torch.finfo(dtype).eps, scaled=group.is_homogeneous)
+    else:
+        clusters = _clusters(1 - alike, max(1 - similarity, 1e-14))  # 1e-14: the rounding of a similarity
+        firsts = np.array([int(np.argmax(clusters == c)) for c in clusters])
     sizes = np.linalg.norm(free, axis=1)
     ratios = np.ones(group.size)
     if group.is_homogeneous:
@@ -207,12 +209,29 @@ def _merge(
     else:
         incoming = np.linalg.norm(np.concatenate([free, bound], axis=1), axis=1)
         outgoing = _outgoing_norms(view, group, state, firsts, ratios)
-        kept = _loud(kept, incoming * outgoing, amplitude)
+        # A unit without incoming weights is silent only where zero in gives zero out.
+        kept = _loud(kept, incoming * outgoing if group.zero_preserving else outgoing, amplitude)
     if len(kept) == group.size:
         return None
     labels = np.array([int(np.searchsorted(kept, f)) if f in kept else -1 for f in firsts])
     together = np.tril(firsts[:, None] == firsts, -1) & (labels >= 0)[:, None]
     return Merge(labels, kept, ratios, float(alike[together].min(initial=1.0)))
+
+
+def _equal_units(free: FloatArray, bound: FloatArray, alike: FloatArray, slack: float, *, scaled: bool) -> IntArray:
+    """Give every unit the first one that equals it to rounding, in direction where units may be scaled."""
+    sizes = np.linalg.norm(free, axis=1, keepdims=True)
+    rows = np.concatenate([free / np.where(sizes > 0, sizes, 1.0) if scaled else free, bound], axis=1)
+    largest = np.abs(rows).max(axis=1, initial=0.0)
+    firsts = np.arange(len(rows))
+    heads: list[int] = []
+    for unit in range(len(rows)):
+        near = [h for h in heads if alike[unit, h] > 1 - 1e-6]
+        equal = (h for h in near if np.abs(rows[unit] - rows[h]).max(initial=0.0) <= slack * largest[unit])
+        firsts[unit] = next(equal, unit)
+        if firsts[unit] == unit:
+            heads.append(unit)
+    return firsts
 
 
 def _loud(kept: IntArray, amplitudes: FloatArray, amplitude: float) -> IntArray:

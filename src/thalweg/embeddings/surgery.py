@@ -1,7 +1,10 @@
 """Resize a module: a copy with other tensors whose layers say the new sizes, and nothing else changed."""
 
 import copy
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,6 +70,77 @@ def module_of_sizes(module: nn.Module, view: View, sizes: Mapping[str, int]) -> 
             index = torch.from_numpy(gather(tree, chosen)).to(tensor.device)
             state[name] = state[name].index_select(dim, index)
     return resized_module(module, view, sizes, state)
+
+
+@contextmanager
+def fitting(module: nn.Module, view: View, sizes: Mapping[str, int]) -> Iterator[None]:
+    """While a resized module runs, let its normalisation layers without tensors learn their size from what comes in.
+
+    Such a layer (`LayerNorm(8, elementwise_affine=False)`, `GroupNorm(4, 8, affine=False)`) says a size and has no
+    parameter to tell the new one. How many groups a GroupNorm has then is told by the axes that fit it.
+
+    Args:
+        module: a resized module; run it once under this context.
+        view: the groups before.
+        sizes: group -> new size.
+
+    Raises:
+        StructureError: by the run, where the number of groups of a GroupNorm cannot be told.
+    """
+    hooks = []
+    for name, layer in module.named_modules():
+        for kind, update in _SIZES_OF_INPUTS.items():
+            if isinstance(layer, kind) and not [*layer.parameters(), *layer.buffers()]:
+                fit = functools.partial(_fit, update=update, name=name, view=view, sizes=sizes)
+                hooks.append(layer.register_forward_pre_hook(fit))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _fit(
+    layer: Any, inputs: Any, *, update: Callable[..., None], name: str, view: View, sizes: Mapping[str, int]
+) -> None:
+    """Set a layer's size when it is called; by keyword nothing can be told."""
+    if inputs:
+        update(layer, inputs[0].shape, name, view, sizes)
+
+
+def _layer_norm_of(layer: nn.LayerNorm | nn.RMSNorm, shape: torch.Size, *_: object) -> None:
+    if len(shape) >= len(layer.normalized_shape):
+        layer.normalized_shape = tuple(shape[-len(layer.normalized_shape) :])
+
+
+def _batch_norm_of(layer: Any, shape: torch.Size, *_: object) -> None:
+    is_instance_norm = isinstance(layer, nn.modules.instancenorm._InstanceNorm)
+    layer.num_features = shape[len(shape) - layer._get_no_batch_dim()] if is_instance_norm else shape[1]
+
+
+def _group_norm_of(layer: nn.GroupNorm, shape: torch.Size, name: str, view: View, sizes: Mapping[str, int]) -> None:
+    before, after = layer.num_channels, shape[1]
+    if before == after:
+        return
+    trees = [t for trees in view.axes.values() for t in trees if t.size == before and resized(t, sizes).size == after]
+    found = set()
+    for tree in trees:
+        with suppress(StructureError):  # an axis of the same size that is not this layer's
+            found.add(_leading(tree, layer.num_groups, sizes, name))
+    if len(found) != 1:
+        raise StructureError(
+            f"Expected one number of groups for {name!r} at {after} channels. Got {sorted(found) or 'none'}. "
+            "It fixes its size and has no parameter to resize: make it affine, or give your own wide module."
+        )
+    layer.num_groups, layer.num_channels = found.pop(), after
+
+
+_SIZES_OF_INPUTS: Mapping[type[nn.Module], Callable[..., None]] = {
+    nn.modules.batchnorm._NormBase: _batch_norm_of,
+    nn.LayerNorm: _layer_norm_of,
+    nn.RMSNorm: _layer_norm_of,
+    nn.GroupNorm: _group_norm_of,
+}
 
 
 def _places(module: nn.Module, tensor: Tensor) -> list[str]:

@@ -21,7 +21,7 @@ from thalweg.structure.axes import (
 )
 from thalweg.structure.rules import RULES
 from thalweg.structure.rules.pointwise import constant, pointwise
-from thalweg.structure.trace import Rule, Site, Trace, prepared, trace_axes
+from thalweg.structure.trace import Rule, Trace, arguments_of, prepared, trace_axes
 from thalweg.structure.tree import Fixed, ProductTree, SumTree, Tree, Units
 from thalweg.structure.verify import verified
 from thalweg.structure.view import Coupling, Group, Member, Role, View
@@ -42,7 +42,8 @@ def trace(
 
     Args:
         module: any `nn.Module`; data-dependent control flow is fine, the branch that these inputs take counts.
-        inputs: one example batch: a tensor, or a tuple of arguments. Two or more samples.
+        inputs: one example batch: a tensor, a tuple of arguments, or a dict of keyword arguments. Two or more
+            samples.
         rules: aten operation -> rule. Add your own: `rules=RULES | {"my_op": rule}`.
         verify: permute all groups at once on perturbed weights and drop those that change the outputs.
         generator: of the verification's random numbers. Default: seed 0.
@@ -59,7 +60,7 @@ def trace(
         >>> view.groups[0].flags, view.error < 1e-12
         (('duplicable', 'homogeneous'), True)
     """
-    arguments = inputs if isinstance(inputs, tuple) else (inputs,)
+    arguments = arguments_of(inputs)
     twin, placed = prepared(module, arguments)
     view = _settled(trace_axes(twin, placed, rules, pointwise, constant))
     return verified(view, module, arguments, generator) if verify else view
@@ -143,11 +144,11 @@ def _role(roles: set[str]) -> Role:
     return "consumer" if roles == {"consumer"} else "producer"
 
 
-def _scaled(leaf: Leaf, members: list[Member], found: Trace) -> tuple[Site, ...]:
+def _scaled(leaf: Leaf, members: list[Member], found: Trace) -> tuple[tuple[str, int], ...]:
     """Producers that scale a unit; none unless every producer either scales it or is normalised away."""
     producers = {(m.tensor, m.dim) for m in members if m.role != "consumer"}
-    makers = found.makers.get(id(leaf), set()) & producers
-    normalised = found.normalised & producers
+    makers = {s.place for s in found.makers.get(id(leaf), set())} & producers
+    normalised = {s.place for s in found.normalised} & producers
     last = makers - normalised
     if not last or (makers | normalised) != producers or not any(m.role == "consumer" for m in members):
         return ()

@@ -1,11 +1,10 @@
 """Trace real execution: every tensor that a forward pass touches gets axes, by one rule for each operation."""
 
-import copy
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +13,32 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from thalweg.errors import StructureError
 from thalweg.kernels import plain_kernels
-from thalweg.structure.axes import Axis, Leaf, freeze, leaves, product, resolve
+from thalweg.precision import copied
+from thalweg.structure.axes import COUPLED, Axis, Leaf, flag, freeze, leaves, product, resolve, terms
 
-Site = tuple[str, int]
-"""A dim of a parameter or buffer: (name, dim)."""
+
+class Site(NamedTuple):
+    """A dim of a parameter or buffer, and how a tensor made of it depends on it.
+
+    Args:
+        tensor: dotted name.
+        dim: which dim.
+        mode: "linear"; "copied" if it multiplies another weight, which takes the share (a mask, a scale);
+            "nonlinear" if a share of it is not a share of the tensor.
+    """
+
+    tensor: str
+    dim: int
+    mode: Literal["linear", "copied", "nonlinear"] = "linear"
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """Tensor and dim."""
+        return self.tensor, self.dim
+
+
+Inputs = tuple[Any, ...] | dict[str, Any]
+"""What a forward pass takes: positional arguments, or keyword arguments."""
 
 
 @dataclass
@@ -109,9 +130,11 @@ class Call:
             return
         for dim, sites in enumerate(info.sites):
             for site in sites:
-                role = "consumer" if dim in consumed else "producer"
-                self.tracer.roles.setdefault(site, set()).add(role)
-                self.tracer.first_use.setdefault(site[0], len(self.tracer.first_use))
+                role = "consumer" if dim in consumed and site.mode == "linear" else "producer"
+                self.tracer.roles.setdefault(site.place, set()).add(role)
+                self.tracer.first_use.setdefault(site.tensor, len(self.tracer.first_use))
+                if dim in consumed and site.mode == "nonlinear":
+                    flag(info.axes[dim], COUPLED)
 
     def unknown(self) -> None:
         """Freeze everything that the operation touches; its name is reported if that cost anything."""
@@ -140,9 +163,11 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.constant = constant
         self.infos: dict[int, Info] = {}
         self.alive: list[Tensor] = []
-        self.roles: dict[Site, set[str]] = {}
+        self.roles: dict[tuple[str, int], set[str]] = {}
         self.first_use: dict[str, int] = {}
         self.normalised: set[Site] = set()
+        self.averaged: list[Axis] = []
+        self.trainable: set[str] = set()
         self.makers_of: dict[int, tuple[Leaf, set[Site]]] = {}
         self.frozen_by: Counter[str] = Counter()
 
@@ -184,28 +209,38 @@ class Trace:
     """The outcome of a trace: an axis for each dim of each parameter and buffer, and how each is used."""
 
     axes: dict[str, list[Axis]]
-    roles: dict[Site, set[str]]
+    roles: dict[tuple[str, int], set[str]]
     order: dict[str, int]
     frozen_by: Counter[str]
     makers: dict[int, set[Site]] = field(repr=False)
     normalised: set[Site] = field(repr=False)
 
 
-def prepared(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[nn.Module, tuple[Any, ...]]:
+def arguments_of(inputs: Any) -> Inputs:
+    """Give an example batch as arguments: a tuple is positional, a dict is by keyword, all else is the only one."""
+    return inputs if isinstance(inputs, tuple | dict) else (inputs,)
+
+
+def call(module: nn.Module, inputs: Inputs) -> Any:
+    """Run a module on a tuple of positional arguments, or on a dict of keyword arguments."""
+    return module(**inputs) if isinstance(inputs, dict) else module(*inputs)
+
+
+def prepared(module: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs]:
     """Copy a module and its inputs to the CPU in float64 and eval mode (in its own dtype where it insists).
 
     Raises:
-        StructureError: the module does not run on the example inputs.
+        StructureError: the module does not run on the example inputs, cannot be copied, or has a complex
+            trainable parameter.
     """
     with torch.no_grad(), plain_kernels():
         reasons = []
         for dtype in (torch.float64, None):
-            twin = copy.deepcopy(module).to(device="cpu").eval()
-            twin = twin if dtype is None else twin.to(dtype)
+            twin = copied(module, device="cpu", dtype=dtype).eval()
             own = next((p.dtype for p in twin.parameters() if p.is_floating_point()), torch.float32)
-            placed: tuple[Any, ...] = tree_map_only(Tensor, functools.partial(_placed, dtype=own), inputs)
+            placed: Inputs = tree_map_only(Tensor, functools.partial(_placed, dtype=own), inputs)
             try:
-                twin(*placed)
+                call(twin, placed)
             except Exception as error:  # whatever a user's forward raises
                 reasons.append(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
             else:
@@ -221,28 +256,33 @@ def _placed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def trace_axes(
-    module: nn.Module, inputs: tuple[Any, ...], rules: Mapping[str, Rule], pointwise: Rule, constant: Rule
+    module: nn.Module, inputs: Inputs, rules: Mapping[str, Rule], pointwise: Rule, constant: Rule
 ) -> Trace:
     """Run a prepared module once and infer the axes of its parameters and buffers."""
     tracer = Tracer(rules, pointwise, constant)
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    tracer.trainable = {name for name, _ in module.named_parameters()}
     for name, tensor in state.items():
         tracer.infos[id(tensor)] = Info(
             [Leaf(n) for n in tensor.shape],
-            [frozenset({(name, d)}) for d in range(tensor.ndim)],
+            [frozenset({Site(name, d)}) for d in range(tensor.ndim)],
             is_weight=True,
         )
     for tensor in tree_leaves(inputs):
         if isinstance(tensor, Tensor):
             tracer.infos[id(tensor)] = Info([Leaf(n, "input") for n in tensor.shape], [frozenset()] * tensor.ndim)
     with torch.no_grad(), plain_kernels(), tracer:
-        outputs = module(*inputs)
+        outputs = call(module, inputs)
     for tensor in output_tensors(outputs):
         for axis in tracer.info(tensor).axes:
             freeze(axis, "output")
     axes = {name: [_settled(a) for a in tracer.infos[id(tensor)].axes] for name, tensor in state.items()}
     for axis in [a for name in axes if name not in tracer.first_use for a in axes[name]]:
         freeze(axis, "unused")
+    for axis in tracer.averaged:
+        # One average over several groups: no single one may grow by itself.
+        if len({tuple(id(leaf) for leaf in leaves(term)) for term in terms(axis)}) > 1:
+            flag(axis, COUPLED)
     return Trace(axes, tracer.roles, tracer.first_use, tracer.frozen_by, _settled_makers(tracer), tracer.normalised)
 
 
@@ -255,11 +295,33 @@ def _settled_makers(tracer: Tracer) -> dict[int, set[Site]]:
 
 
 def output_tensors(outputs: Any) -> Iterator[Tensor]:
-    """Tensors in any nest of tuples, lists, dicts and dataclasses such as model outputs."""
-    found = [t for t in tree_leaves(outputs) if isinstance(t, Tensor)]
-    if not found and hasattr(outputs, "__dict__"):
-        found = [t for t in tree_leaves(vars(outputs)) if isinstance(t, Tensor)]
-    yield from found
+    """Yield the tensors in any nest of sequences, mappings, dataclasses and plain objects, as models return them."""
+    seen: set[int] = set()
+
+    def walk(value: Any) -> Iterator[Tensor]:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, str | bytes | int | float | complex | type(None)) or id(value) in seen:
+            return
+        else:
+            seen.add(id(value))
+            for part in _parts(value):
+                yield from walk(part)
+
+    yield from walk(outputs)
+
+
+def _parts(value: Any) -> list[Any]:
+    """What a container or an object holds."""
+    if isinstance(value, Mapping):
+        return list(value.values())
+    if isinstance(value, list | tuple | set | frozenset):
+        return list(value)
+    if isinstance(value, nn.Module) or callable(value):
+        return []
+    slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
+    held = list(getattr(value, "__dict__", {}).values())
+    return held + [getattr(value, name) for name in slots if isinstance(name, str) and hasattr(value, name)]
 
 
 def _settled(axis: Axis) -> Axis:
@@ -267,6 +329,6 @@ def _settled(axis: Axis) -> Axis:
     return axis if isinstance(axis, Leaf) or axis.size > 1 else product([])
 
 
-def _shapes(inputs: tuple[Any, ...]) -> str:
+def _shapes(inputs: Inputs) -> str:
     shapes = [str(tuple(t.shape)) for t in tree_leaves(inputs) if isinstance(t, Tensor)]
     return ", ".join(shapes) or repr(inputs)

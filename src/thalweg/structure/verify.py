@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map_only
 from thalweg.errors import StructureError
 from thalweg.kernels import plain_kernels
 from thalweg.structure.symmetry import permute, random_permutations, rescale
-from thalweg.structure.trace import output_tensors, prepared
+from thalweg.structure.trace import Inputs, arguments_of, output_tensors, prepared
 from thalweg.structure.view import View
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
@@ -33,7 +33,7 @@ def verified(view: View, module: nn.Module, inputs: Any, generator: torch.Genera
     Args:
         view: the groups to check, traced or hand-written.
         module: the module they describe.
-        inputs: one example batch: a tensor, or a tuple of arguments.
+        inputs: one example batch: a tensor, a tuple of arguments, or a dict of keyword arguments.
         generator: of the random numbers. Default: seed 0.
 
     Returns:
@@ -57,39 +57,77 @@ def verified(view: View, module: nn.Module, inputs: Any, generator: torch.Genera
     return replace(_checked_scaling(bench, view), error=error)
 
 
+def _real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor.to(torch.float64)
+
+
+def relative_change(mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
+    """Give the largest |mine - theirs| relative to the size of its output; a NaN stays one.
+
+    The size is that of one output over the batch, at least 1e-4 of the largest one, so that outputs on a large
+    scale do not hide a change in those on a small one.
+    """
+    errors = [0.0]
+    if [t.shape for t in mine] != [t.shape for t in theirs]:
+        return float("inf")
+    for one, two in zip(mine, theirs, strict=True):
+        if one.numel():
+            sizes = two.abs().amax(dim=0, keepdim=True) if two.ndim > 1 else two.abs().max()
+            sizes = sizes.clamp(min=1e-4 * (float(two.abs().max()) or 1e4))
+            errors.append(float(((one - two).abs() / sizes).max()))
+    return float(np.max(errors))
+
+
 class Bench:
     """A perturbed float64 copy of a module and its inputs, to try symmetries on."""
 
     def __init__(self, module: nn.Module, inputs: Any, generator: torch.Generator) -> None:
         self.generator = generator
-        arguments = inputs if isinstance(inputs, tuple) else (inputs,)
-        self.module, placed = prepared(module, arguments)
-        self.inputs = tree_map_only(Tensor, self._jittered, placed)
+        self.module, placed = prepared(module, arguments_of(inputs))
+        self.inputs: Inputs = tree_map_only(Tensor, self._jittered, placed)
         state = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
         self.state = {n: self._perturbed(t.detach()) for n, t in state.items()}
-        self.reference = self.outputs(self.state)
+        raw = self._run(self.state, self.module)
+        self.reference = [_real(t) for t in raw]
         dtypes = {t.dtype for t in self.state.values() if t.is_floating_point()}
         self.tolerance = _TOLERANCE[torch.float64 if dtypes <= {torch.float64} else torch.float32]
+        if not any(t.is_floating_point() or t.is_complex() for t in raw):
+            raise StructureError(
+                "Expected real-valued outputs, such as logits. Got none: nothing could be verified. "
+                "Trace the part of the module before the argmax, or return its logits too."
+            )
         if not all(torch.isfinite(r).all() for r in self.reference):
             raise StructureError(
                 "Expected finite outputs on the example inputs. Got NaN or infinity. "
                 "Pass inputs in the range the module was made for."
             )
 
-    def outputs(self, state: Mapping[str, Tensor]) -> list[Tensor]:
-        """Run the module with another state; no buffer is changed."""
+    @staticmethod
+    def twin(module: nn.Module, inputs: Any) -> nn.Module:
+        """Copy another module as the bench copies its own.
+
+        Raises:
+            StructureError: the module does not run on the inputs.
+        """
+        return prepared(module, arguments_of(inputs))[0]
+
+    def outputs(self, state: Mapping[str, Tensor], module: nn.Module | None = None) -> list[Tensor]:
+        """Run the module, or another one that takes the same inputs, with a state; no buffer is changed."""
+        return [_real(t) for t in self._run(state, module or self.module)]
+
+    def _run(self, state: Mapping[str, Tensor], module: nn.Module) -> list[Tensor]:
         with torch.no_grad(), plain_kernels():
-            values = functional_call(self.module, {n: t.clone() for n, t in state.items()}, self.inputs)
-        return [t.to(torch.float64) for t in output_tensors(values)]
+            return self.call({n: t.clone() for n, t in state.items()}, module)
+
+    def call(self, state: Mapping[str, Tensor], module: nn.Module) -> list[Tensor]:
+        """Run a module with a state as the inputs are given, by position or by keyword; gradients pass through."""
+        if isinstance(self.inputs, dict):
+            return list(output_tensors(functional_call(module, dict(state), (), self.inputs)))
+        return list(output_tensors(functional_call(module, dict(state), self.inputs)))
 
     def difference(self, state: Mapping[str, Tensor]) -> float:
         """Give the relative change of the outputs, the largest over all of them."""
-        errors = [0.0]
-        for mine, theirs in zip(self.outputs(state), self.reference, strict=True):
-            if mine.numel():
-                scale = float(theirs.abs().max()) or 1.0
-                errors.append(float((mine - theirs).abs().max()) / scale)
-        return float(np.max(errors))  # a NaN stays one
+        return relative_change(self.outputs(state), self.reference)
 
     def permutation_error(self, view: View, names: Sequence[str]) -> float:
         """Permute the named groups at random, all at once; the worse of two draws."""
@@ -122,8 +160,8 @@ def _inert(bench: Bench, view: View) -> list[str]:
     names = {n for n, p in bench.module.named_parameters() if p.is_floating_point()}
     leaves = {n: bench.state[n].clone().requires_grad_() for n in names}
     with plain_kernels(), torch.enable_grad():
-        values = functional_call(bench.module, {**bench.state, **leaves}, bench.inputs)
-        outputs = [t for t in output_tensors(values) if t.is_floating_point() and t.requires_grad]
+        values = bench.call({**bench.state, **leaves}, bench.module)
+        outputs = [t for t in values if t.is_floating_point() and t.requires_grad]
         if not outputs:
             return []
         total = torch.stack([(t * bench._noise(t)).sum() for t in outputs]).sum()

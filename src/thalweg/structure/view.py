@@ -77,7 +77,7 @@ class Group:
         if self.bilinear:
             return "its units are contracted between two activations (query and key)"
         if self.coupling == "other":
-            return "a softmax, sum or maximum runs over its units"
+            return "a softmax, sum, maximum, joint average or function of weights runs over its units"
         if not any(m.role == "producer" for m in self.members):
             return "no parameter makes its units"
         if self.coupling == "none" and not any(m.role == "consumer" for m in self.members):

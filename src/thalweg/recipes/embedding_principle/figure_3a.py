@@ -108,7 +108,7 @@ def run(preset: Figure3aPreset, context: Context) -> Outcome:
         "critical": point.gradient_l1,
         "counts": counts,
         "sizes": sizes,
-        "outputs": max(changes),
+        "outputs": float(np.max(changes)),
         "gradient": norms,
         "irreversible": list(counts.values()),
     }
@@ -302,7 +302,7 @@ RECIPE = Recipe(
             "Embedded critical points are critical (theorem 1): L1 norm of the gradient at widths 2, 3, 4.",
             "0 at all widths",
             "at most 10 times that of the narrow point, and at most 1e-12",
-            lambda m: max(m) <= 1e-12 and max(m[1:]) <= 10 * max(m[0], 1e-15),
+            lambda m: all(v <= 1e-12 and v <= 10 * max(m[0], 1e-15) for v in m),
         ),
         Claim(
             "irreversible",

@@ -89,11 +89,26 @@ def addmm(call: Call) -> None:
 
 
 def mv(call: Call) -> None:
-    """Matrix times vector, or vector times vector."""
+    """Matrix times vector; vector times vector, where one of them is an activation."""
     left, right = call.info(call.args[0]), call.info(call.args[1])
     contracted = len(left.axes) - 1
     _contract(call, left, right, (contracted, 0))
+    if left.is_weight and right.is_weight:
+        call.define(call.out, left.axes[:-1], sites=left.sites[:-1], is_weight=True)
+        return
     call.define(call.out, left.axes[:-1], makers=_makers((left, contracted), (right, 0)))
+
+
+def dot(call: Call) -> None:
+    """Vector times vector; between weights a norm of theirs, which couples their units (spectral_norm)."""
+    left, right = call.info(call.args[0]), call.info(call.args[1])
+    if not (left.is_weight and right.is_weight):
+        mv(call)
+        return
+    _contract(call, left, right, (0, 0))
+    flag(left.axes[0], COUPLED)
+    # No weight itself: what is divided by it is no parameter any more, and its units are read by the norm too.
+    call.define(call.out, [])
 
 
 def addmv(call: Call) -> None:
@@ -167,7 +182,8 @@ def _grouped(inputs: Info, weight: Info, groups: int, transposed: bool) -> tuple
 CONTRACTIONS: dict[str, Rule] = {
     **dict.fromkeys(("mm", "bmm"), mm),
     **dict.fromkeys(("addmm", "baddbmm"), addmm),
-    **dict.fromkeys(("mv", "dot"), mv),
+    "mv": mv,
+    **dict.fromkeys(("dot", "vdot"), dot),
     "addmv": addmv,
     "linear": linear,
     "convolution": convolution,

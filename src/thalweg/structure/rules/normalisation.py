@@ -35,6 +35,12 @@ def _affine(call: Call, tensors: Sequence[Tensor | None], axis: Axis) -> frozens
     return frozenset(sites)
 
 
+def _average(call: Call, info: Info, axis: Axis) -> None:
+    """Note an average over an axis; one over a weight's own axis changes with the shares and couples."""
+    flag(axis, COUPLED if info.is_parameter else AVERAGED)
+    call.tracer.averaged.append(axis)
+
+
 def batch_norm(call: Call) -> None:
     """Normalise each channel by its own statistics: channels stay independent of one another."""
     info = call.info(call.args[0])
@@ -63,7 +69,8 @@ def layer_norm(call: Call) -> None:
     count = len(call.args[1])
     normalised = info.axes[-count:]
     for axis in normalised:
-        for name in (AVERAGED, INHOMOGENEOUS, NOT_ZERO_PRESERVING):
+        _average(call, info, axis)
+        for name in (INHOMOGENEOUS, NOT_ZERO_PRESERVING):
             flag(axis, name)
     for tensor in (call.arg(2, "weight"), call.arg(3, "bias")):
         if isinstance(tensor, Tensor):
@@ -85,7 +92,7 @@ def group_norm(call: Call) -> None:
         call.unknown()
         return
     flag(info.axes[1], INHOMOGENEOUS)
-    flag(found[0][1], AVERAGED)
+    _average(call, info, found[0][1])
     flag(found[0][1], NOT_ZERO_PRESERVING)
     _affine(call, [call.args[1], call.args[2]], info.axes[1])
     outs = call.outputs()
@@ -138,7 +145,10 @@ def reduction(call: Call) -> None:
     position = 2 if call.name in ("linalg_vector_norm", "norm") else 1
     dims = _dims(call.arg(position, "dim"), len(info.axes))
     for d in dims:
-        flag(info.axes[d], AVERAGED if call.name == "mean" else COUPLED)
+        if call.name == "mean":
+            _average(call, info, info.axes[d])
+        else:
+            flag(info.axes[d], COUPLED)
         flag(info.axes[d], INHOMOGENEOUS)
         if call.name in ("argmax", "argmin"):
             freeze(info.axes[d], f"operation {call.name}")

@@ -1,11 +1,12 @@
 """Operations on each position by itself, with broadcasting; and tensors made from nothing."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from thalweg.structure.axes import INHOMOGENEOUS, NOT_ZERO_PRESERVING, Axis, Leaf, cut, flag, leaves, unify
+from thalweg.structure.axes import INHOMOGENEOUS, NOT_ZERO_PRESERVING, Axis, Leaf, cut, flag, freeze, leaves, unify
 from thalweg.structure.trace import Call, Info, Rule, Site
 
 _RELU_LIKE = frozenset({"relu", "leaky_relu", "abs", "neg"})
@@ -19,13 +20,47 @@ def pointwise(call: Call) -> None:
     for out in call.outputs():
         axes = [_aligned(infos, out, d) for d in range(out.ndim)]
         is_weight = all(i.is_weight for i in infos)
-        if not is_weight:
+        sites = None
+        if is_weight:
+            combined = _combined(call, infos)
+            sites = [_sites(combined, out.ndim - 1 - d) for d in range(out.ndim)]
+        else:
             for info in infos:
                 call.use(info)
-        sites = [_sites(infos, out.ndim - 1 - d) for d in range(out.ndim)] if is_weight else None
         makers = frozenset[Site]().union(*(i.all_sites if i.is_weight else i.makers for i in infos))
         _flag_nonlinearity(call, infos, axes)
         call.define(out, axes, sites=sites, is_weight=is_weight, makers=frozenset() if is_weight else makers)
+
+
+def _combined(call: Call, infos: Sequence[Info]) -> list[Info]:
+    """Say how a function of weights depends on each: of a product, one factor takes a share, the others are copied.
+
+    A sum of weights is linear in each. Anything else is linear in none, so that its units cannot be split.
+    """
+    name = call.name.rstrip("_")
+    weights = [i for i in infos if i.is_parameter]
+    if not weights:
+        return list(infos)
+    plain_numbers = any(isinstance(a, int | float) and not isinstance(a, bool) for a in call.args[:2])
+    if (name in ("add", "sub") and len(weights) == len(infos) and not plain_numbers) or name in ("neg", "copy"):
+        return list(infos)
+    if name in ("mul", "div") or (name == "masked_fill" and call.arg(2, "value") == 0):
+        able = [n for n, i in enumerate(infos) if i.is_parameter and (name == "mul" or n == 0)]
+        taker = max(able, key=lambda n: (_is_trained(call, infos[n]), len(infos[n].axes)), default=-1)
+        others = {s.place for n, i in enumerate(infos) if n != taker for s in i.all_sites}
+        if not any(s.place in others for s in (infos[taker].all_sites if able else ())):
+            return [i if n == taker else _with_mode(i, "copied") for n, i in enumerate(infos)]
+    return [_with_mode(i, "nonlinear") for i in infos]
+
+
+def _is_trained(call: Call, info: Info) -> bool:
+    return any(site.tensor in call.tracer.trainable for site in info.all_sites)
+
+
+def _with_mode(info: Info, mode: Literal["copied", "nonlinear"]) -> Info:
+    """Weaken how a tensor depends on its sites; what is nonlinear stays so."""
+    sites = [frozenset(s if s.mode == "nonlinear" else s._replace(mode=mode) for s in dim) for dim in info.sites]
+    return Info(info.axes, sites, info.is_weight, info.makers)
 
 
 def _aligned(infos: Sequence[Info], out: Tensor, dim: int) -> Axis:
@@ -33,6 +68,9 @@ def _aligned(infos: Sequence[Info], out: Tensor, dim: int) -> Axis:
     behind = out.ndim - 1 - dim
     met = [i.axes[len(i.axes) - 1 - behind] for i in infos if len(i.axes) > behind]
     wide = [a for a in met if a.size == out.shape[dim]]
+    for axis in met:
+        if axis.size != out.shape[dim]:  # one unit against many: it cannot become two
+            freeze(axis, "broadcast")
     for axis in wide[1:]:
         unify(wide[0], axis)
     return wide[0] if wide else Leaf(out.shape[dim])

@@ -11,6 +11,7 @@ from thalweg.structure.axes import (
     concatenation,
     cut,
     flag,
+    freeze,
     product,
     reshape,
     unify,
@@ -25,9 +26,17 @@ def same(call: Call) -> None:
         call.define(out, info.axes, sites=info.sites, is_weight=info.is_weight, makers=info.makers)
 
 
+def _forget_single(info: Info) -> None:
+    """Fix axes of size one: a new shape cannot say where one unit went."""
+    for axis in info.axes:
+        if axis.size == 1:
+            freeze(axis, "single, reshaped")
+
+
 def view(call: Call) -> None:
     """Regroup row-major axes; factors that mix freeze everything."""
     info = call.info(call.args[0])
+    _forget_single(info)
     found = reshape(info.axes, list(call.out.shape))
     if found is None:
         call.unknown()
@@ -66,6 +75,7 @@ def transpose(call: Call) -> None:
 def squeeze(call: Call) -> None:
     """Add or drop dims of size one."""
     info = call.info(call.args[0])
+    _forget_single(info)
     kept = [(a, s) for a, s in zip(info.axes, info.sites, strict=True) if a.size != 1]
     axes: list[Axis] = []
     sites: list[frozenset[Site]] = []
@@ -80,6 +90,7 @@ def expand(call: Call) -> None:
     """Broadcast: along a new axis all values are equal, so its positions are interchangeable."""
     info = call.info(call.args[0])
     new = call.out.ndim - len(info.axes)
+    _forget_single(info)
     axes: list[Axis] = [Leaf(n) for n in call.out.shape[:new]]
     for size, axis in zip(call.out.shape[new:], info.axes, strict=True):
         axes.append(axis if axis.size == size else Leaf(size))
