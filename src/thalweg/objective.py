@@ -4,9 +4,8 @@ Value, gradient and Hessian products are sums over mini-batches, weighted so tha
 quantity for every batch size, a ragged last batch included.
 """
 
-import copy
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -17,6 +16,7 @@ from torch.nn import functional
 
 from thalweg.errors import DataError, ShapeError
 from thalweg.kernels import plain_kernels
+from thalweg.precision import copied, placed
 from thalweg.space import Space
 
 Loss = Callable[[Any, Any], Tensor]
@@ -27,7 +27,8 @@ Batch = tuple[Any, Any]
 class Objective:
     """The landscape of a module: R(theta) = Σ_b w_b·loss_b / Σ_b w_b for a mean loss, Σ_b loss_b for a sum.
 
-    The module is copied; the user's own, its buffers and its train/eval mode are never touched.
+    The module is copied; the user's own, its buffers and its train/eval mode are never touched. Nor is theta,
+    whatever the module does to its weights (`max_norm`, a clamp): each evaluation runs on a copy.
 
     Args:
         module: any `nn.Module`. Its trainable parameters are the coordinates of theta.
@@ -35,8 +36,10 @@ class Objective:
         data: one pair `(inputs, targets)` whose targets are a tensor, or a re-iterable of pairs (a list, a
             DataLoader). Inputs may be a tensor, a tuple (positional arguments) or a dict (keyword arguments).
         reduction: how the loss sums up one batch. Default: the loss's own `.reduction`, else "mean".
-        batch_weight: weight w_b of a batch under a mean, from its targets. Default: what the loss divides by:
-            the number of samples; for a cross-entropy, the class weights of the targets that it counts.
+        batch_weight: weight w_b of a batch under a mean, from its targets. Default: what the loss divides by.
+            For torch's elementwise losses (MSE, L1, Huber, BCE, ...), the number of target elements; for a
+            cross-entropy, the class weights of the targets that it counts; for any other callable, the number
+            of samples: if yours averages over elements and samples differ in length, pass `Tensor.numel`.
         batch_size: split tensors into batches of this many samples. Default: one batch.
         mode: "eval" (default: the landscape of the network that is deployed) or "train" (BatchNorm uses the
             statistics of each batch; the value then depends on the batches).
@@ -47,6 +50,7 @@ class Objective:
         DataError: the data are empty, of a kind that cannot be read twice, or not pairs; on use, no target
             counts in the loss.
         ShapeError: the module has no trainable parameter; on use, the loss is not a scalar.
+        StructureError: a trainable parameter is complex, or the module cannot be copied.
 
     Example:
         >>> x = torch.linspace(-1, 1, 5).unsqueeze(1)
@@ -72,22 +76,21 @@ class Objective:
         reference = next(p for p in module.parameters() if p.requires_grad)
         self.dtype = dtype or reference.dtype
         self.device = torch.device(device) if device is not None else reference.device
-        self.module = copy.deepcopy(module).to(device=self.device, dtype=self.dtype)
-        self.module.train(mode == "train")
+        place = functools.partial(copied, device=self.device, dtype=self.dtype)
+        self.module = place(module).train(mode == "train")
         self.mode: Literal["eval", "train"] = mode
-        self.loss = loss
-        if isinstance(loss, nn.Module):
-            self.loss = copy.deepcopy(loss).to(device=self.device, dtype=self.dtype)
+        self.loss: Loss = place(loss) if isinstance(loss, nn.Module) else loss
         options = loss.keywords if isinstance(loss, functools.partial) else {}
-        own: Reduction = options.get("reduction", getattr(loss, "reduction", "mean"))
-        self.reduction: Reduction = reduction or own
-        self._batch_weight = batch_weight or _mean_weight(self.loss, self.reduction)
+        own = reduction or options.get("reduction", getattr(loss, "reduction", "mean"))
+        self.reduction: Reduction = own if own in ("sum", "none") else "mean"
+        self._batch_weight = batch_weight or _mean_weight(self.loss, own)
         self._data = _batches(data, batch_size)
         self.in_memory = isinstance(self._data, list)  # else a loader, to be streamed on every pass
         self._vectorizes = True
         trainable = set(self.space.names)
         self._constants = {n: p.detach() for n, p in self.module.named_parameters() if n not in trainable}
         self._buffers = dict(self.module.named_buffers())
+        self._parts = list(self.module.modules())
 
     @property
     def num_params(self) -> int:
@@ -192,15 +195,24 @@ class Objective:
     def batches(self) -> Iterator[Batch]:
         """Yield the data on the device, floating tensors in the dtype."""
         for inputs, targets in self._data:
-            yield self._placed(inputs), self._placed(targets)
+            yield tuple(placed(part, device=self.device, dtype=self.dtype) for part in (inputs, targets))
 
     def apply(self, theta: Float[Tensor, " params"], inputs: Any) -> Any:
-        """Run the module at theta on one batch of inputs; differentiable in theta; no buffer is changed."""
+        """Run the module at theta on one batch of inputs; differentiable in theta.
+
+        Neither theta nor a buffer nor an attribute of the module is changed, whatever the module writes to.
+        """
         buffers = {name: buffer.clone() for name, buffer in self._buffers.items()}
-        state = {**self.space.parameters(theta), **self._constants, **buffers}
-        if isinstance(inputs, dict):
-            return functional_call(self.module, state, (), inputs)
-        return functional_call(self.module, state, inputs if isinstance(inputs, tuple) else (inputs,))
+        state = {**self.space.parameters(theta.clone()), **self._constants, **buffers}
+        args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
+        before = [(vars(m), vars(m).copy()) for m in self._parts]
+        try:
+            return functional_call(self.module, state, args if isinstance(args, tuple) else (args,), kwargs)
+        finally:
+            for attributes, kept in before:
+                for name in attributes.keys() - kept.keys():
+                    del attributes[name]
+                attributes.update(kept)
 
     def weighted_batches(self) -> Iterator[tuple[float, Batch]]:
         """Yield (w_b, batch) such that R = Σ w_b·loss_b, divided by Σ w_b under a mean; w_b = 1 for a sum.
@@ -297,17 +309,6 @@ class Objective:
             )
         return theta.detach().to(device=self.device, dtype=self.dtype)
 
-    def _placed(self, value: Any) -> Any:
-        if isinstance(value, Tensor):
-            if value.is_floating_point():
-                return value.to(device=self.device, dtype=self.dtype)
-            return value.to(device=self.device)
-        if isinstance(value, tuple | list):
-            return tuple(self._placed(v) for v in value)
-        if isinstance(value, dict):
-            return {k: self._placed(v) for k, v in value.items()}
-        return value
-
 
 # Points per vmap chunk. Chosen by us: larger chunks do not pay on a CPU and cost memory in proportion.
 _POINTS_PER_CHUNK = 64
@@ -358,26 +359,39 @@ def _split(inputs: Any, targets: Tensor, batch_size: int | None) -> list[Batch]:
     return [(cut(r), targets[r]) for r in rows]
 
 
-def _mean_weight(loss: Any, reduction: Reduction) -> Callable[[Any], float]:
-    """Weight of a batch under a mean loss: what the loss itself divides by."""
-    options = vars(loss) | getattr(loss, "_buffers", {}) if isinstance(loss, nn.Module) else {}
-    function: Any = functional.cross_entropy if isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss) else loss
-    if isinstance(loss, functools.partial):
-        function, options = loss.func, loss.keywords
+# Losses whose mean is over elements: modules, and functions by name.
+_MODULES = (
+    *(nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss, nn.BCEWithLogitsLoss),
+    *(nn.PoissonNLLLoss, nn.GaussianNLLLoss, nn.KLDivLoss, nn.SoftMarginLoss, nn.HingeEmbeddingLoss),
+)
+_FUNCTIONS = """mse_loss l1_loss smooth_l1_loss huber_loss binary_cross_entropy binary_cross_entropy_with_logits
+    poisson_nll_loss gaussian_nll_loss kl_div soft_margin_loss hinge_embedding_loss""".split()
+
+
+def _mean_weight(loss: Any, reduction: str) -> Callable[[Any], float]:
+    """Weight of a batch under a mean loss: what the loss itself divides by ("batchmean": the samples)."""
+    function: Any = loss.func if isinstance(loss, functools.partial) else loss
+    options = loss.keywords if isinstance(loss, functools.partial) else {}
+    if isinstance(function, nn.Module):
+        options = vars(function) | dict(function.named_buffers())
+    if isinstance(function, nn.CrossEntropyLoss | nn.NLLLoss):
+        function = functional.cross_entropy
     if function in (functional.cross_entropy, functional.nll_loss):
-        class_weight, ignored = options.get("weight"), options.get("ignore_index", -100)
+        return functools.partial(_class_weight, options=options, reduction=reduction)
+    elementwise = isinstance(function, _MODULES) or function in [getattr(functional, name) for name in _FUNCTIONS]
+    return Tensor.numel if elementwise and reduction != "batchmean" else _num_samples
 
-        def by_class(targets: Tensor) -> float:
-            if targets.is_floating_point() or reduction == "none":
-                return float(len(targets) if targets.is_floating_point() else targets.numel())
-            kept = targets[targets != ignored]
-            return float(kept.numel() if class_weight is None else class_weight.to(kept.device)[kept].sum())
 
-        return by_class
+def _class_weight(targets: Tensor, options: Mapping[str, Any], reduction: str) -> float:
+    if targets.is_floating_point():  # probabilities of the classes, which lie along dim 1 (dim 0: one sample)
+        return float(targets.numel() // targets.shape[min(1, targets.ndim - 1)])
+    if reduction == "none":
+        return float(targets.numel())
+    weight, kept = options.get("weight"), targets[targets != options.get("ignore_index", -100)]
+    return float(kept.numel() if weight is None else weight.to(kept.device)[kept].sum())
 
-    def by_samples(targets: Any) -> float:
-        while not isinstance(targets, Tensor):
-            targets = next(iter(targets.values() if isinstance(targets, dict) else targets))
-        return float(len(targets)) if targets.ndim else 1.0
 
-    return by_samples
+def _num_samples(targets: Any) -> float:
+    while not isinstance(targets, Tensor):
+        targets = next(iter(targets.values() if isinstance(targets, dict) else targets))
+    return float(len(targets)) if targets.ndim else 1.0

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from thalweg.embeddings import embed, reduce
 from thalweg.errors import StructureError
@@ -72,6 +73,14 @@ def test_the_layer_says_its_new_size_and_keeps_no_hook(name, sizes):
     assert not layer._forward_pre_hooks
 
 
+def test_a_pruned_net_is_resized_with_its_mask():
+    net, x = vectors(nn.Identity()).double(), drawn(5, 3)
+    prune.l1_unstructured(net[3], "weight", 0.4)
+    made = embed(net, x, {"0": 7})
+    assert made.error <= 1e-12
+    assert made.module[3].weight_mask.shape == (2, 7)
+
+
 def test_a_group_norm_whose_groups_cannot_be_told_is_named():
     class Mixed(Images):
         """Eight more channels, of whose groups the weights of the first eight say nothing."""
@@ -82,5 +91,5 @@ def test_a_group_norm_whose_groups_cannot_be_told_is_named():
 
     net, x = Mixed(nn.GroupNorm(1, 16, affine=False)).double(), drawn(3, 3, 8, 8)
     group = next(g for g in trace(net, x).groups if g.is_duplicable)
-    with pytest.raises(StructureError, match="'norm' at .* It fixes its size and has no parameter to resize"):
+    with pytest.raises(StructureError, match=r"'norm' at .* It fixes its size and has no parameter to resize"):
         embed(net, x, {group.name: 2 * group.size})

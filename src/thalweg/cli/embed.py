@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -27,7 +28,7 @@ from thalweg.cli.verdicts import print_json, show_rows
 from thalweg.errors import CheckpointError, ConfigError, PlanError, StructureError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from thalweg.embeddings import Embedded
     from thalweg.structure import View
@@ -74,8 +75,9 @@ def embed(  # noqa: PLR0913, PLR0917 - one argument per option of the command li
     )
     own = None
     if wide or wide_arguments:
-        own = _like(build_module(wide or model, None if wide else net, wide_arguments, "--wide-arg"), network)
+        own = like(build_module(wide or model, None if wide else net, wide_arguments, "--wide-arg"), network)
     made, kept = _embedded(network, widths, how, seed, own)
+    require_rebuilt(network, made.module, lambda: own, "Give --wide or --wide-arg, so that they can be compared")
     from thalweg.checkpoint import save_state
 
     widened = {**network.widths, **made.embedding.plan.widths}
@@ -98,8 +100,49 @@ def embed(  # noqa: PLR0913, PLR0917 - one argument per option of the command li
     typer.echo(f"wrote {target}: {what} into your module built with these widths")
 
 
-def _like(module: "nn.Module", network: Network) -> "nn.Module":
+def like(module: "nn.Module", network: Network) -> "nn.Module":
+    """Give a module the dtype of a network's parameters, in eval mode."""
     return module.to(next(network.module.parameters()).dtype).eval()
+
+
+def require_rebuilt(
+    network: Network, resized: "nn.Module", build: "Callable[[], nn.Module | None]", advice: str
+) -> None:
+    """See that a resized checkpoint says all: buffers that it leaves out are what the user's factory makes.
+
+    Args:
+        network: before.
+        resized: after; its state dict is what will be written.
+        build: makes a module as the user's factory does at these widths; None where that is not known.
+        advice: what to do where it is not.
+
+    Raises:
+        CheckpointError: resizing changed a non-persistent buffer, and the user's own is not known to equal it.
+    """
+    written = resized.state_dict().keys()
+    before = dict(network.module.named_buffers())
+    after = {n: b for n, b in resized.named_buffers() if n not in written and not _is_equal(before[n], b)}
+    own = build() if after else None
+    theirs = dict(own.named_buffers()) if own is not None else {}
+    for name, buffer in after.items():
+        if name in theirs and _is_equal(buffer, theirs[name]):
+            continue
+        got = "another one in your own module" if name in theirs else "no module of these widths to tell"
+        raise CheckpointError(
+            f"Expected the resized buffer {name!r}, which is not persistent and so in no checkpoint, to be what your "
+            f"factory makes. Got {got}. {advice}, or register it with persistent=True."
+        )
+
+
+def _is_equal(one: "Tensor", two: "Tensor") -> bool:
+    """Say whether two tensors are the same up to a few roundings."""
+    if one.shape != two.shape:
+        return False
+    if not (one.is_floating_point() or one.is_complex()):
+        return bool((one == two).all())
+    import torch
+
+    return bool(torch.isclose(one, two.to(one), rtol=4 * torch.finfo(one.dtype).eps, equal_nan=True).all())
 
 
 def _shares(word: str) -> Literal["equal", "random"]:

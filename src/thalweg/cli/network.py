@@ -6,6 +6,7 @@ import inspect
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from thalweg.structure import View
+    from thalweg.structure.trace import Inputs
 
 WIDTHS_KEY = "thalweg.widths"
 """Metadata of a checkpoint that thalweg widened: group -> width, as JSON."""
@@ -45,7 +47,9 @@ Shape = Annotated[
 ]
 Example = Annotated[
     str | None,
-    typer.Option(metavar="PKG.MOD:NAME", help="An example batch: a tensor, a tuple of them, or what returns it."),
+    typer.Option(
+        metavar="PKG.MOD:NAME", help="An example batch: a tensor, a tuple, a dict of keywords, or what returns it."
+    ),
 ]
 TrustPickle = Annotated[
     bool, typer.Option("--trust-pickle", help="Load a checkpoint whose pickle runs code. Only your own files.")
@@ -58,13 +62,13 @@ class Network:
 
     Args:
         module: in eval mode.
-        inputs: example batch, a tuple of arguments.
+        inputs: example batch, a tuple of arguments or a dict of keyword arguments.
         words: how the batch was come by, for the output.
         widths: widths by group that the checkpoint says it has, as `thalweg embed` and `reduce` write them.
     """
 
     module: "nn.Module"
-    inputs: tuple[Any, ...]
+    inputs: "Inputs"
     words: str
     widths: dict[str, int]
 
@@ -113,14 +117,16 @@ def load_network(
     return Network(module, inputs, words, widths)
 
 
-def _settle_lazy_layers(module: "nn.Module", inputs: tuple[Any, ...]) -> None:
+def _settle_lazy_layers(module: "nn.Module", inputs: "Inputs") -> None:
     """Run a module once if a lazy layer of it does not know its size yet."""
     import torch
     from torch.nn.parameter import is_lazy
 
+    from thalweg.structure.trace import call
+
     if any(is_lazy(p) for p in (*module.parameters(), *module.buffers())):
         with torch.no_grad():
-            module(*inputs)
+            call(module, inputs)
 
 
 def _is_of_other_widths(module: "nn.Module", state: "Mapping[str, Tensor]") -> bool:
@@ -136,11 +142,20 @@ def _stated_widths(metadata: dict[str, str]) -> dict[str, int]:
         return {}
 
 
-def _resized(module: "nn.Module", inputs: tuple[Any, ...], widths: dict[str, int]) -> "nn.Module":
-    from thalweg.embeddings.surgery import module_of_sizes
-    from thalweg.structure import trace
+def _resized(module: "nn.Module", inputs: "Inputs", widths: dict[str, int]) -> "nn.Module":
+    import torch
 
-    return module_of_sizes(module, trace(module, inputs, verify=False), widths)
+    from thalweg.embeddings.checked import placed_for
+    from thalweg.embeddings.surgery import fitting, module_of_sizes
+    from thalweg.structure import trace
+    from thalweg.structure.trace import call
+
+    view = trace(module, inputs, verify=False)
+    twin = module_of_sizes(module, view, widths)
+    # Whether it runs is told by whoever uses it: these widths need not be all that it takes.
+    with suppress(Exception), torch.no_grad(), fitting(twin, view, widths):
+        call(twin, placed_for(twin, inputs))
+    return twin
 
 
 def build_module(
@@ -249,7 +264,7 @@ def _from_file(path: Path) -> Any:
     return module
 
 
-def example_of(module: "nn.Module", shape: str | None, example: str | None) -> tuple[tuple[Any, ...], str]:
+def example_of(module: "nn.Module", shape: str | None, example: str | None) -> "tuple[Inputs, str]":
     """Give an example batch and how it was come by: given, drawn in a given shape, or guessed.
 
     Raises:
@@ -278,9 +293,11 @@ def example_of(module: "nn.Module", shape: str | None, example: str | None) -> t
     )
 
 
-def _example(reference: str) -> tuple[Any, ...]:
+def _example(reference: str) -> "Inputs":
     from torch import Tensor
     from torch.utils._pytree import tree_leaves
+
+    from thalweg.structure.trace import arguments_of
 
     found = find_object(reference)
     if callable(found) and not isinstance(found, Tensor):
@@ -291,10 +308,13 @@ def _example(reference: str) -> tuple[Any, ...]:
                 f"Expected {reference}{_signature(found)} to return an example batch. "
                 f"Got {type(error).__name__}: {error}. Mend it, or give --input."
             ) from error
-    inputs = found if isinstance(found, tuple) else (found,)
+    inputs = arguments_of(found)
     if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(inputs)):
         got = "an empty tuple" if found == () else f"one of type {type(found).__name__}"
-        raise ConfigError(f"Expected {reference} to be a tensor, or a tuple of them. Got {got}. Check --example.")
+        raise ConfigError(
+            f"Expected {reference} to be a tensor, or a tuple of them, or a dict of keyword arguments. Got {got}. "
+            "Check --example."
+        )
     return inputs
 
 

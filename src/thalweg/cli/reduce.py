@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from thalweg.cli.embed import free_target
+from thalweg.cli.embed import free_target, like, require_rebuilt
 from thalweg.cli.network import (
     WIDTHS_KEY,
     Arguments,
@@ -17,6 +17,7 @@ from thalweg.cli.network import (
     Network,
     Shape,
     TrustPickle,
+    build_module,
     count_parameters,
     load_network,
 )
@@ -70,6 +71,12 @@ def reduce(  # noqa: PLR0913, PLR0917 - one argument per option of the command l
     names = [n.strip() for n in groups.split(",")] if groups else None
     result = reduce_module(network.module, network.inputs, similarity=similarity, amplitude=amplitude, groups=names)
     widths = result.reduction.widths
+    require_rebuilt(
+        network,
+        result.module,
+        lambda: like(build_module(model, net, arguments), network),
+        "Build --model with the narrow widths, so that they can be compared",
+    )
     left = {n: after for n, (before, after) in widths.items() if n in network.widths or after < before}
     save_state(target, result.module.state_dict(), {WIDTHS_KEY: json.dumps(left), "thalweg.source": checkpoint.name})
     if as_json:

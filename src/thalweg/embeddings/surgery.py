@@ -33,15 +33,17 @@ def resized_module(module: nn.Module, view: View, sizes: Mapping[str, int], stat
     """
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     # Tensors stand for themselves while the module is copied: every one of them is replaced below.
-    twin = copy.deepcopy(module, {id(t): t for t in tensors.values()})
+    # What a hook makes of them (pruning, the old weight_norm) has a graph, and is made again in the next forward.
+    made = [t for m in module.modules() for t in vars(m).values() if isinstance(t, Tensor) and not t.is_leaf]
+    twin = copy.deepcopy(module, {id(t): t.detach() for t in made} | {id(t): t for t in tensors.values()})
     owners = dict(twin.named_modules())
     for name, old in tensors.items():
         value = state[name].detach()
         value = value.clone() if value.data_ptr() == old.data_ptr() else value
-        made = nn.Parameter(value, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else value
+        placed = nn.Parameter(value, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else value
         for place in _places(module, old):
             owner, _, leaf = place.rpartition(".")
-            setattr(owners[owner], leaf, made)
+            setattr(owners[owner], leaf, placed)
     for name, layer in owners.items():
         for kind, update in _UPDATES.items():
             if isinstance(layer, kind):

@@ -76,7 +76,7 @@ class Call:
 
     Args:
         tracer: what is known of all tensors so far.
-        name: the aten operation, without its namespace.
+        function: the operation; `name` is what it is called, without the namespace aten.
         args: its positional arguments.
         kwargs: its named arguments.
         out: what it returned.
