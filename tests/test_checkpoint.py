@@ -368,3 +368,10 @@ def test_values_are_cast_to_the_module() -> None:
     load_into(module, {"weight": torch.full((1, 1), 0.5), "bias": torch.zeros(1)})
     assert module.weight.dtype == torch.float64
     assert module.weight.item() == 0.5
+
+
+def test_plain_pytorch_passes_over_the_metadata(tmp_path: Path) -> None:
+    path = tmp_path / "net.pt"
+    save_state(path, {"weight": torch.ones(2)}, {"net": "MLP"})
+    for is_mapped in (False, True):
+        assert_close(torch.load(path, weights_only=True, mmap=is_mapped), {"weight": torch.ones(2)})

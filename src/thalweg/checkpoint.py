@@ -1,11 +1,13 @@
 """Checkpoints: state dicts on disk, read without running code and written whole or not at all."""
 
+import json
 import logging
 import os
 import pickle
 import pickletools
 import re
 import secrets
+import zipfile
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +26,7 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _PREFIXES = {"module.": "DataParallel", "_orig_mod.": "torch.compile"}
 _PICKLED = (".pt", ".pth")
 _LONGEST_HEADER = 100_000_000  # bytes; the safetensors format's own limit
+_RECORD = "thalweg.json"  # metadata in the archive that torch.save writes
 _SHOWN = 5  # names per list in a message; chosen by us so that it stays readable
 
 
@@ -84,7 +87,8 @@ def save_state(path: str | Path, state: Mapping[str, Any], metadata: Mapping[str
     """Write a state dict; a reader sees the old file or the new one, never a part.
 
     A `.safetensors` file holds every name, so a tensor with two names is stored twice. A `.pt` or `.pth`
-    file keeps such tensors tied; with metadata it holds `{"state_dict": ..., "metadata": ...}`.
+    file keeps such tensors tied; metadata are a record of its archive beside those of torch, which passes it
+    over. Either way plain PyTorch reads a state dict.
 
     Args:
         path: the file; its suffix gives the format. Missing folders are made.
@@ -174,14 +178,23 @@ def _read(path: Path, *, trust_pickle: bool) -> tuple[Any, dict[str, str]]:
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _LONGEST_HEADER:
         return _read_safetensors(path)
     if head.startswith((b"PK\x03\x04", b"\x80")):
-        content = _read_pickle(path, trust_pickle=trust_pickle)
-        metadata = content.get("metadata") if isinstance(content, Mapping) else None
-        is_ours = isinstance(metadata, Mapping) and all(isinstance(v, str) for v in metadata.values())
-        return content, dict(metadata) if is_ours and metadata is not None else {}
+        return _read_pickle(path, trust_pickle=trust_pickle), _archived(path)
     raise CheckpointError(
         f"Expected a safetensors file or what torch.save writes. Got {path}: {_guess(head)}. "
         "Check where the file came from."
     )
+
+
+def _archived(path: Path) -> dict[str, str]:
+    """Read the metadata that `save_state` put into torch's archive; empty where there are none."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [n for n in archive.namelist() if n.endswith(f"/{_RECORD}")]
+            found = json.loads(archive.read(names[0])) if names else {}
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return {}
+    is_ours = isinstance(found, dict) and all(isinstance(v, str) for v in found.values())
+    return found if is_ours else {}
 
 
 def _head(path: Path) -> bytes:
@@ -316,7 +329,11 @@ def _write(aside: Path, suffix: str, state: Mapping[str, Tensor], metadata: dict
         return
     owned = _owned(state, keep_tied=True)
     with aside.open("wb") as stream:
-        torch.save({"state_dict": owned, "metadata": metadata} if metadata else owned, stream)
+        torch.save(owned, stream)
+    if metadata:
+        with zipfile.ZipFile(aside, "a", zipfile.ZIP_STORED) as archive:
+            folder = archive.namelist()[0].partition("/")[0]
+            archive.writestr(f"{folder}/{_RECORD}", json.dumps(metadata))
 
 
 def _owned(state: Mapping[str, Tensor], *, keep_tied: bool) -> dict[str, Tensor]:

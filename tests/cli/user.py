@@ -52,8 +52,7 @@ def loaded(file: str) -> dict[str, Tensor]:
     """Read a checkpoint with plain PyTorch."""
     if file.endswith(".safetensors"):
         return load_file(file)
-    content = torch.load(file, weights_only=True)
-    return content["state_dict"]
+    return torch.load(file, weights_only=True)
 
 
 def run(words: str, capsys) -> list[str]:

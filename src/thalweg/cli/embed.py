@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -82,6 +82,10 @@ def embed(  # noqa: PLR0913, PLR0917 - one argument per option of the command li
 
     widened = {**network.widths, **made.embedding.plan.widths}
     save_state(target, made.module.state_dict(), {WIDTHS_KEY: json.dumps(widened), "thalweg.source": checkpoint.name})
+    _show(network, made, kept, target, as_json=as_json)
+
+
+def _show(network: Network, made: "Embedded", kept: Mapping[str, str], target: Path, *, as_json: bool) -> None:
     rows = [[n, str(s.narrow), str(s.wide)] for n, s in made.embedding.plan.splits.items()]
     before, after = count_parameters(network.module), count_parameters(made.module)
     if as_json:
@@ -96,8 +100,7 @@ def embed(  # noqa: PLR0913, PLR0917 - one argument per option of the command li
         typer.echo(f"{name}: kept at its width. {reason}")
     typer.echo(f"parameters: {before:,} -> {after:,}")
     typer.echo(f"outputs change by {made.error:.1e} (relative; example batch: {network.words})")
-    what = "load_state_dict takes it" if target.suffix == ".safetensors" else 'load_state_dict takes its "state_dict"'
-    typer.echo(f"wrote {target}: {what} into your module built with these widths")
+    typer.echo(f"wrote {target}: load_state_dict takes it into your module built with these widths")
 
 
 def like(module: "nn.Module", network: Network) -> "nn.Module":

@@ -142,8 +142,9 @@ class View:
         for group in self.groups:
             if group.name == name:
                 return group
+        frozen = f" Operations without a rule froze others: {', '.join(self.frozen_by)}." if self.frozen_by else ""
         raise StructureError(
-            f"Expected one of the groups {', '.join(g.name for g in self.groups) or '(none)'}. Got {name!r}. "
+            f"Expected one of the groups {', '.join(g.name for g in self.groups) or '(none)'}. Got {name!r}.{frozen} "
             "See `thalweg view`."
         )
 

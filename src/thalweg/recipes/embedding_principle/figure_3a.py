@@ -14,6 +14,8 @@ from thalweg.lab.recipe import Context, Outcome, Preset, Recipe
 from thalweg.lab.tables import Tables
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from thalweg.embeddings import Embedding
     from thalweg.objective import Objective
     from thalweg.training import CriticalPoint
@@ -65,58 +67,68 @@ QUICK = CPU.model_copy(update={"steps": 5_000, "num_trials": 2})
 def run(preset: Figure3aPreset, context: Context) -> Outcome:
     """Train, polish, embed, and take all eigenvalues."""
     import numpy as np
-    import torch
 
     from thalweg.embeddings import Split
-    from thalweg.probes import gradient_norm, inertia
-    from thalweg.probes import spectrum as spectrum_of
 
     for parents, shares in zip(preset.split, preset.shares, strict=True):
         Split(2, np.array(parents), np.array(shares))  # a broken plan is refused before any training
     objective, loss_rows, point = _critical_point(preset, context)
     context.progress(0.9, "embedding")
-    outputs = objective.outputs(point.theta)
-    spectra: list[dict[str, Any]] = []
-    counts: dict[str, list[int]] = {}
-    sizes: dict[str, list[float]] = {}
-    inertia_rows, norms, changes, output_rows = [], [], [], []
-    stages: list[tuple[int, Objective, torch.Tensor]] = [(2, objective, point.theta)]
+    stages = [(objective, point.theta)]
     for embedding in _embeddings(preset, objective, point):
         wide = _landscape(embedding.wide(_filled(objective, point.theta)), preset)
-        stages.append((wide.num_params // 3, wide, embedding.apply(point.theta)))
-    for width, landscape, theta in stages:
-        eigenvalues = spectrum_of(landscape, theta).eigenvalues
-        signs = inertia(eigenvalues, preset.threshold)
-        counts[str(width)] = [signs.negative, signs.zero, signs.positive]
-        nonzero = eigenvalues[eigenvalues.abs() > preset.threshold].abs().sort(descending=True).values
-        sizes[str(width)] = [round(math.log10(v), 4) for v in nonzero.tolist()]
-        spectra += [{"width": width, "eigenvalue": v, "threshold": preset.threshold} for v in eigenvalues.tolist()]
-        inertia_rows.append(
-            {"width": width, "negative": signs.negative, "zero": signs.zero, "positive": signs.positive}
-        )
-        norms.append(gradient_norm(landscape, theta).l1)
-        mine = landscape.outputs(theta)
-        changes.append(float((mine - outputs).abs().max() / outputs.abs().max()))
-        output_rows += [
-            {"x": x, "output": y, "network": f"width {width}"}
-            for (x, y) in zip(_xs(preset), mine[:, 0].tolist(), strict=True)
-        ]
-    targets = next(iter(objective.batches()))[1][:, 0].tolist()
-    output_rows += [{"x": x, "output": y, "network": "data"} for x, y in zip(_xs(preset), targets, strict=True)]
+        stages.append((wide, embedding.apply(point.theta)))
+    outputs = [landscape.outputs(theta) for landscape, theta in stages]
+    spectra, inertias, norms = _curvature(stages, preset)
+    counts = {str(row["width"]): [row["negative"], row["zero"], row["positive"]] for row in inertias}
     measured = {
         "loss": 2 * point.value,
         "critical": point.gradient_l1,
         "counts": counts,
-        "sizes": sizes,
-        "outputs": float(np.max(changes)),
+        "sizes": _log_sizes(spectra),
+        "outputs": float(np.max([float((o - outputs[0]).abs().max() / outputs[0].abs().max()) for o in outputs])),
         "gradient": norms,
         "irreversible": list(counts.values()),
     }
+    targets = next(iter(objective.batches()))[1]
+    drawn = {**{f"width {r['width']}": o for r, o in zip(inertias, outputs, strict=True)}, "data": targets}
+    output_rows = [
+        {"x": x, "output": y, "network": name}
+        for name, values in drawn.items()
+        for x, y in zip(_xs(preset), values[:, 0].tolist(), strict=True)
+    ]
     return Outcome(
-        tables={"loss": loss_rows, "spectra": spectra, "inertia": inertia_rows, "outputs": output_rows},
+        tables={"loss": loss_rows, "spectra": spectra, "inertia": inertias, "outputs": output_rows},
         arrays={"theta": point.theta.numpy(), "raw_theta": point.raw_theta.numpy()},
         measured=measured,
     )
+
+
+def _curvature(
+    stages: "Sequence[tuple[Objective, Tensor]]", preset: Figure3aPreset
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[float]]:
+    """Give rows of eigenvalues, rows of their signs, and the gradient's L1 norm, one stage for each width."""
+    from thalweg.probes import gradient_norm, inertia
+    from thalweg.probes import spectrum as spectrum_of
+
+    spectra, inertias, norms = [], [], []
+    for landscape, theta in stages:
+        width = landscape.num_params // 3
+        values = spectrum_of(landscape, theta).eigenvalues
+        signs = inertia(values, preset.threshold)
+        spectra += [{"width": width, "eigenvalue": v, "threshold": preset.threshold} for v in values.tolist()]
+        inertias.append({"width": width, "negative": signs.negative, "zero": signs.zero, "positive": signs.positive})
+        norms.append(gradient_norm(landscape, theta).l1)
+    return spectra, inertias, norms
+
+
+def _log_sizes(spectra: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
+    """Give log10 |λ| of the eigenvalues that are not zero, largest first, for each width."""
+    sizes: dict[str, list[float]] = {}
+    for row in spectra:
+        if abs(row["eigenvalue"]) > row["threshold"]:
+            sizes.setdefault(f"{row['width']}", []).append(round(math.log10(abs(row["eigenvalue"])), 4))
+    return {width: sorted(values, reverse=True) for width, values in sizes.items()}
 
 
 def _xs(preset: Figure3aPreset) -> list[float]:
