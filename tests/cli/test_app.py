@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 
@@ -54,3 +55,9 @@ def test_our_own_fault_is_one_line_that_says_how_to_see_more(capsys, monkeypatch
     assert main(["runs"]) == 1
     expected = "internal error: ZeroDivisionError: division by zero. Run it with --debug to see more.\n"
     assert capsys.readouterr().err == expected
+
+
+def test_recipes_as_json(capsys):
+    assert main(["recipes", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])["recipes"]
+    assert "embedding_principle/figure_3a" in [recipe["name"] for recipe in found]

@@ -50,3 +50,16 @@ def test_numbers_that_json_lacks_are_read_back_by_float():
 def test_a_value_without_a_json_form_is_refused():
     with pytest.raises(ConfigError, match=r"Got object. Convert it in the recipe"):
         canonical({"a": object()})
+
+
+@pytest.mark.parametrize("value", [math.nan, [1.0, math.nan], {"slope": np.float64("nan")}])
+def test_nan_never_holds(value):
+    result = judge([claim(lambda m: True)], {"rank": value})[0]
+    assert (result.verdict, result.reason) == ("fails", "NaN was measured")
+
+
+@pytest.mark.parametrize("answer", [math.nan, "yes", 1, []])
+def test_a_check_must_answer_true_false_or_none(answer):
+    result = judge([claim(lambda m: answer)], {"rank": 1})[0]
+    assert result.verdict == "fails"
+    assert "neither true nor false nor None" in result.reason

@@ -71,3 +71,21 @@ def test_an_outcome_that_cannot_be_stored_fails_the_run(job, toys, result, messa
 def test_the_command_of_a_run_names_what_differs_from_its_preset(job):
     command = perform(dataclasses.replace(job, device="mps")).manifest.command
     assert command == f"thalweg run {job.reference} quick seed=3 --device mps"
+
+
+def test_a_recipe_of_the_same_name_elsewhere_is_refused(job, toys):
+    perform(job)
+    (toys / "twin.py").write_text((toys / "good.py").read_text())
+    for is_forced in (False, True):
+        twin = dataclasses.replace(job, reference=f"{toys.name}.twin:RECIPE", is_forced=is_forced)
+        with pytest.raises(ConfigError, match="Expected recipes of different names"):
+            perform(twin)
+
+
+def test_a_users_recipe_that_was_edited_runs_again(job, toys):
+    perform(job)
+    (toys / "good.py").write_text((toys / "good.py").read_text() + "\n# edited\n")
+    perform(job)
+    assert calls(toys) == ["3", "3"]
+    perform(job)
+    assert calls(toys) == ["3", "3"]

@@ -34,7 +34,7 @@ def test_an_unknown_recipe_is_refused_with_the_nearest(toys):
 
 
 def test_a_module_that_cannot_be_imported_is_refused():
-    with pytest.raises(ConfigError, match=r"Got 'no_such_module': No module named"):
+    with pytest.raises(ConfigError, match=r"Got 'no_such_module': ModuleNotFoundError: No module named"):
         load_recipe("no_such_module:RECIPE")
 
 

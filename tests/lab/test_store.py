@@ -87,7 +87,7 @@ def test_a_damaged_run_is_run_again_and_replaced(job, toys):
     (run.folder / "tables.json").write_text("[]")
     assert load_run(perform(job).folder) == Store(job.root).find(run.id)
     assert calls(toys) == ["0", "0"]
-    assert not list(job.root.glob("tmp-*"))
+    assert not list(job.root.glob("aside/tmp-*"))
 
 
 def test_a_killed_writer_leaves_whole_runs_only(job, tmp_path):
@@ -111,11 +111,11 @@ def test_of_several_writers_of_the_same_runs_each_run_is_published_once(job, tmp
     for process in processes:
         process.stdout.close()
     listing = Store(root).runs()
-    assert (len(listing.runs), listing.damaged, list(root.glob("tmp-*"))) == (12, (), [])
+    assert (len(listing.runs), listing.damaged, list(root.glob("aside/tmp-*"))) == (12, (), [])
 
 
 def test_what_a_killed_writer_left_is_removed_after_a_day(job):
-    old, young = job.root / "tmp-host-1-a", job.root / "tmp-host-1-b"
+    old, young = job.root / "aside" / "tmp-host-1-a", job.root / "aside" / "tmp-host-1-b"
     for folder in (old, young):
         folder.mkdir(parents=True)
     os.utime(old, (time.time() - 90_000,) * 2)
@@ -153,3 +153,11 @@ def test_the_store_is_the_folder_of_the_environment(monkeypatch, tmp_path):
     assert store_at().root == tmp_path
     monkeypatch.delenv("THALWEG_RUNS")
     assert store_at().root == Path("thalweg-runs")
+
+
+def test_a_users_own_folder_in_the_store_is_never_touched(job):
+    theirs = job.root / "tmp-thesis"
+    theirs.mkdir(parents=True)
+    os.utime(theirs, (time.time() - 900_000,) * 2)
+    perform(job)
+    assert theirs.exists()

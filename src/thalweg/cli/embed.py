@@ -46,7 +46,7 @@ def embed(  # noqa: PLR0913, PLR0917 - one argument per option of the command li
     shape: Shape = None,
     example: Example = None,
     shares: Annotated[str, typer.Option(help="Shares of the outgoing weights: equal, or random.")] = "equal",
-    seed: Annotated[int, typer.Option(help="Seed of random shares.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of random shares.")] = 0,
     wide: Annotated[
         str | None,
         typer.Option(metavar="PKG.MOD:FACTORY", help="What builds your own wide module, to be filled and checked."),

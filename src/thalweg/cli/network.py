@@ -94,6 +94,10 @@ def load_network(
     """
     from thalweg.checkpoint import load_into, load_metadata, load_state
 
+    if trust_pickle:  # a pickled module needs the code that made it
+        import_from_here()
+    if trust_pickle and model is not None:
+        find_object(model)
     state = load_state(checkpoint, trust_pickle=trust_pickle) if checkpoint else None
     module = build_module(model, net, arguments)
     dtypes = {t.dtype for t in (state or {}).values() if t.is_floating_point()}
@@ -226,7 +230,7 @@ def _keywords(words: Sequence[str], option: str) -> dict[str, Any]:
             raise ConfigError(f"Expected {option} key=value. Got {word!r}. Write e.g. {option} width=16.")
         try:
             keywords[key] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:
             raise ConfigError(f"Expected a value after '='. Got {word!r}. Quote it for the shell.") from error
     return keywords
 

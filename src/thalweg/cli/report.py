@@ -6,6 +6,8 @@ from typing import Annotated
 import typer
 
 from thalweg.cli.launch import import_from_here, reported
+from thalweg.cli.options import AsJson
+from thalweg.cli.verdicts import print_json
 from thalweg.errors import StoreError
 from thalweg.lab.runs.store import store_at
 
@@ -23,6 +25,7 @@ def report(
         Path | None,
         typer.Option("--store", metavar="DIR", help="Run store. Default: $THALWEG_RUNS, else ./thalweg-runs."),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write one HTML report of stored runs; it is self-contained and computes nothing."""
     import_from_here()
@@ -37,4 +40,8 @@ def report(
     if not runs:
         raise StoreError(f"Expected finished runs in {store.root}. Got none. Run a recipe first: thalweg recipes.")
     title = None if len(runs) == 1 else f"{len(runs)} runs"
-    typer.echo(f"report: {reported(runs, out or store.reports / 'report.html', title)}")
+    path = reported(runs, out or store.reports / "report.html", title)
+    if as_json:
+        print_json({"report": str(path), "runs": [run.id for run in runs]})
+    else:
+        typer.echo(f"report: {path}")

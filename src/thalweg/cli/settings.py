@@ -58,7 +58,7 @@ def configured(preset: Preset, file: Path | None, assignments: Iterable[str]) ->
 def _value(word: str, text: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"Expected a value after '='. Got {word!r}. Quote it for the shell.") from error
 
 

@@ -76,9 +76,10 @@ def _imported(reference: str) -> Recipe:
     module_name, _, name = reference.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except (ImportError, ValueError, SyntaxError) as error:
+    except Exception as error:  # whatever a user's module raises when it is run
         raise ConfigError(
-            f"Expected a module that can be imported. Got {module_name!r}: {error}. Run in its folder, or install it."
+            f"Expected a module that can be imported. Got {module_name!r}: {type(error).__name__}: {error}. "
+            "Run in its folder, or install it."
         ) from error
     if not hasattr(module, name):
         hint = did_you_mean(name, vars(module)) or "Check the name after the colon."

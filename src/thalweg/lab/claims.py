@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 from thalweg.errors import ConfigError
 from thalweg.lab.plain import plain
 
@@ -91,12 +93,22 @@ def _judged(claim: Claim, measured: Mapping[str, object]) -> ClaimResult:
 
 def _verdict(claim: Claim, value: object) -> tuple[Verdict, str]:
     try:
-        answer = claim.check(value)
+        answer: object = claim.check(value)  # a recipe's code may give anything
         if answer is None:
             return "untested", "not testable at this size"
-        return ("holds", "") if bool(answer) else ("fails", "")
+        if not isinstance(answer, bool | np.bool_):
+            return "fails", f"the check gave {answer!r}, neither true nor false nor None"
+        if _has_nan(plain(value)):
+            return "fails", "NaN was measured"
+        return ("holds", "") if answer else ("fails", "")
     except Exception as error:  # a check is the recipe's code: whatever it raises must not hide the run
         return "fails", f"the check raised {type(error).__name__}: {error}"
+
+
+def _has_nan(value: object) -> bool:
+    if isinstance(value, dict):
+        return any(map(_has_nan, value.values()))
+    return any(map(_has_nan, value)) if isinstance(value, list) else value == "nan"
 
 
 def overall(verdicts: Iterable[Verdict]) -> Verdict:

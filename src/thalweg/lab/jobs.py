@@ -1,12 +1,14 @@
 """A job: one run to be, as plain values that travel to another process; and how it is done."""
 
 import contextlib
+import hashlib
 import json
 import shlex
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from thalweg.lab.catalogue import load_recipe
 from thalweg.lab.claims import ClaimResult, judge
 from thalweg.lab.plain import plain
 from thalweg.lab.recipe import Context, Outcome, Preset, Progress, Recipe, silent
-from thalweg.lab.runs.environment import current_environment
+from thalweg.lab.runs.environment import Environment, current_environment
 from thalweg.lab.runs.identity import run_id
 from thalweg.lab.runs.run import (
     ARRAYS,
@@ -32,6 +34,8 @@ from thalweg.lab.runs.run import (
     table_bytes,
 )
 from thalweg.lab.runs.store import Store
+
+_SOURCE = "recipe_source"  # of a user's own recipe, among the versions that its manifest records
 
 
 @dataclass(frozen=True)
@@ -99,11 +103,12 @@ def perform(job: Job, progress: Progress = silent) -> Run:
     store = Store(job.root)
     replaces = job.is_forced
     try:
-        found = None if replaces else store.find(run_id(recipe.name, recipe.version, preset.parameters()))
+        found = store.find(run_id(recipe.name, recipe.version, preset.parameters()))
     except StoreError:
         found, replaces = None, True  # damaged: the new run takes its place
-    if found is not None:
+    if found is not None and not _is_outdated(found, job, recipe) and not replaces:
         return found
+    replaces = replaces or found is not None
     store.prepare()
     log, started, clock = _Log(progress), datetime.now(UTC), time.perf_counter()
 
@@ -122,6 +127,35 @@ def perform(job: Job, progress: Progress = silent) -> Run:
         error.add_note(f"The traceback is in {failed.folder / TRACEBACK}.")
         raise
     return store.publish(manifest("finished", claims), files | {LOG: log.content()}, replaces=replaces)
+
+
+def _is_outdated(run: Run, job: Job, recipe: Recipe) -> bool:
+    """Say whether a stored run was judged by other claims, or by other code of a user's own recipe.
+
+    Raises:
+        ConfigError: it was made by another recipe of the same name.
+    """
+    if run.manifest.reference != job.reference:
+        raise ConfigError(
+            f"Expected recipes of different names. Got {recipe.name!r} of {job.reference}, whose runs in {job.root} "
+            f"are those of {run.manifest.reference}. Rename yours, or give another store with --out."
+        )
+    stored = [(c.id, c.sentence, c.expected, c.criterion) for c in run.manifest.claims]
+    claims = [(c.id, c.sentence, c.expected, c.criterion) for c in recipe.claims]
+    return stored != claims or run.manifest.environment.versions.get(_SOURCE) != _source_of(job)
+
+
+def _source_of(job: Job) -> str | None:
+    """Hash the file of a user's own recipe; None for a built-in one, whose version tells."""
+    if job.reference.startswith("thalweg."):
+        return None
+    file = getattr(sys.modules.get(job.reference.partition(":")[0]), "__file__", None)
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None
+
+
+def _environment(job: Job) -> Environment:
+    found, source = current_environment(), _source_of(job)
+    return replace(found, versions=found.versions | {_SOURCE: source}) if source else found
 
 
 @contextlib.contextmanager
@@ -179,7 +213,7 @@ def _manifest(
         parameters=plain(parameters),
         status=status,
         device=job.device,
-        environment=current_environment(),
+        environment=_environment(job),
         started=started,
         seconds=seconds,
         command=command_line(job, recipe, preset),

@@ -31,7 +31,7 @@ class Preset(BaseModel):
         frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, validate_default=True
     )
 
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of every random number of the run."""
 
     def parameters(self) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from thalweg.lab.runs.run import MANIFEST, Manifest, Run, load_run, manifest_byt
 
 DEFAULT_FOLDER = "thalweg-runs"
 ENVIRONMENT_VARIABLE = "THALWEG_RUNS"
+_ASIDE = "aside"  # where runs are written before they are renamed; nothing outside it is ever cleaned
 _STALE_SECONDS = 24 * 3600  # our choice: no run writes its few files for a day
 
 
@@ -95,7 +96,7 @@ class Store:
         """
         with self._aside():
             pass
-        for leftover in self.root.glob("tmp-*"):
+        for leftover in (self.root / _ASIDE).glob("tmp-*"):
             with contextlib.suppress(OSError):  # another process may remove it first
                 if time.time() - leftover.stat().st_mtime > _STALE_SECONDS:
                     shutil.rmtree(leftover)
@@ -164,7 +165,7 @@ class Store:
             shutil.rmtree(aside, ignore_errors=True)
 
     def _temporary(self) -> Path:
-        return self.root / f"tmp-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        return self.root / _ASIDE / f"tmp-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
 
     def _place(self, id: str) -> Path:  # noqa: A002 - the field's word
         return self.root / "objects" / id[:2] / id
