@@ -18,6 +18,8 @@ n = 21 rounds, medians in ms, and the ratios of two further runs (load average u
     2 threads, equal         25.6        29.5     1.16      1.78, 1.73
     2 threads, random        24.2        47.5     1.96      1.75, 1.76
 
+A fourth run (load average 1.4) gave 1.49, 2.92, 1.88 and 1.46: the second row is the nearest to the bound of 3.
+
 The times themselves move by a factor of 5 with the other work and with how much memory is new to the process. With an
 index_select for each dim, in place of one repetition of whole blocks, the ratios were 2.25, 9.4, 2.25 and 2.95 (one
 run, load average 2.7). Tracing takes 0.2 s, tracing and verifying 2.5 s (medians of 3).
