@@ -14,8 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from thalweg import batching
-from thalweg.batching import Batch
+from thalweg.batching import Batch, Recut, batches_of, drawn, mean_weight, num_samples, rows_of
 from thalweg.errors import DataError, ShapeError
 from thalweg.kernels import plain_kernels
 from thalweg.precision import copied, placed
@@ -84,8 +83,8 @@ class Objective:
         options = loss.keywords if isinstance(loss, functools.partial) else {}
         own = reduction or options.get("reduction", getattr(loss, "reduction", "mean"))
         self.reduction: Reduction = own if own in ("sum", "none") else "mean"
-        self._batch_weight = batch_weight or batching.mean_weight(self.loss, own)
-        self._data = batching.batches_of(data, batch_size)
+        self._batch_weight = batch_weight or mean_weight(self.loss, own)
+        self._data = batches_of(data, batch_size)
         self.in_memory = isinstance(self._data, list)  # else a loader, to be streamed on every pass
         self._vectorizes = True
         trainable = set(self.space.names)
@@ -113,7 +112,14 @@ class Objective:
             DataError: there are fewer samples, or the batches cannot be cut.
         """
         generator = torch.Generator().manual_seed(seed)
-        return self._like([batching.drawn(self._data, count, generator)], self.dtype)
+        return self._like([drawn(self._data, count, generator)], self.dtype)
+
+    def num_samples(self) -> int | None:
+        """Count the samples; None for batches that are not one row per sample, or that a loader gives."""
+        try:
+            return sum(map(num_samples, self._data)) if self.in_memory else None
+        except DataError:
+            return None
 
     def recut(self, theta: Float[Tensor, " params"], size: int) -> "Objective":
         """Give the same landscape in batches of at most `size` samples; self where that would be another one.
@@ -125,11 +131,11 @@ class Objective:
         theta = self._checked(theta)
         first = next(iter(self._data))
         try:
-            if self.module.training or batching.num_samples(first) < 2 or not self._adds_up(theta, first, size):
+            if self.module.training or num_samples(first) < 2 or not self._adds_up(theta, first, size):
                 return self
         except DataError:  # not one row per sample
             return self
-        data = list(batching.Recut(self._data, size)) if self.in_memory else batching.Recut(self._data, size)
+        data = list(Recut(self._data, size)) if self.in_memory else Recut(self._data, size)
         return self._like(data, self.dtype)
 
     def value(self, theta: Float[Tensor, "*points params"]) -> Float[Tensor, "*points"]:
@@ -300,8 +306,8 @@ class Objective:
 
     def _adds_up(self, theta: Tensor, batch: Batch, size: int) -> bool:
         """Say whether the loss of a few samples is the weighted sum of that of their halves, up to rounding."""
-        half = min(size, batching.num_samples(batch) // 2, _SAMPLES_OF_A_HALF)
-        parts = [batching.rows_of(batch, rows) for rows in (slice(half), slice(half, 2 * half), slice(2 * half))]
+        half = min(size, num_samples(batch) // 2, _SAMPLES_OF_A_HALF)
+        parts = [rows_of(batch, rows) for rows in (slice(half), slice(half, 2 * half), slice(2 * half))]
         is_sum = self.reduction == "sum"
         with torch.no_grad():
             losses, weights = [], []
@@ -362,7 +368,7 @@ class Objective:
         def replay(rows: Tensor, *, batched: bool) -> Tensor:
             parts = self.space.parameters(rows)
             options = {"retain_graph": True, "materialize_grads": True, "is_grads_batched": batched}
-            found = torch.autograd.grad(list(curved.values()), leaves, [parts[n] for n in curved], **options)  # type: ignore[arg-type]
+            found = torch.autograd.grad(list(curved.values()), leaves, [parts[n] for n in curved], **options)
             return torch.cat([f.detach().reshape(*rows.shape[:-1], -1) for f in found], -1)
 
         if len(vectors) > 1:

@@ -17,9 +17,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from thalweg.batching import Batch
 from thalweg.errors import NumericalError, StructureError
 from thalweg.kernels import plain_kernels
-from thalweg.objective import Batch, Objective
+from thalweg.objective import Objective
 from thalweg.probes.two_layer import is_two_layer, two_layer_hessian
 
 Method = Literal["auto", "structured", "blockwise"]

@@ -16,9 +16,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from thalweg.batching import Batch
 from thalweg.errors import StructureError
 from thalweg.kernels import plain_kernels
-from thalweg.objective import Batch, Objective
+from thalweg.objective import Objective
 
 # Bytes of the Jacobian held at once. Chosen by us: with H itself, of 68 MB at 2,913 parameters, the peak
 # stays far below 1 GB, and larger pieces are no faster.
