@@ -9,10 +9,10 @@ import re
 import pytest
 from markupsafe import escape
 
-from thalweg.errors import StoreError
+from thalweg.errors import ConfigError, StoreError
 from thalweg.lab.figures import Figure, curves
 from thalweg.lab.jobs import Job, perform
-from thalweg.lab.report import Section, render, section_of, write_report
+from thalweg.lab.report import Section, TextTable, render, section_of, write_report
 
 INJECTION = "</script><script>alert(1)</script>\u2028&"
 
@@ -41,7 +41,33 @@ def hostile(section):
     )
     rows = [{"t": 0, "v": 1.0, "net": INJECTION}]
     picture = curves(rows, id="c", title="", caption="", x="t", y="v", series="net", x_title=INJECTION).plotly
-    return Section(manifest, (Figure(INJECTION, INJECTION, INJECTION, picture),), INJECTION)
+    table = TextTable(INJECTION, (INJECTION, INJECTION), ((INJECTION, INJECTION),), INJECTION)
+    return Section(manifest, (Figure(INJECTION, INJECTION, INJECTION, picture),), INJECTION, (table,))
+
+
+def probe(run, *tables):
+    """A section of a command that holds nothing against a paper."""
+    manifest = dataclasses.replace(
+        run.manifest,
+        recipe="probe",
+        reference="",
+        title="What net.pt is like",
+        source="",
+        summary="",
+        preset="",
+        parameters={"checkpoint": "net.pt", "data": "iris"},
+        claims=(),
+        command="thalweg probe net.pt --data iris",
+    )
+    return Section(manifest, (), tables=tables)
+
+
+NORMS = TextTable(
+    "Norms of the gradient",
+    ("checkpoint", "l2", "λ"),
+    (("a.pt", "0.31", "[1.2, 1.3]"), ("b.pt", "–", "2.1e-05")),
+    "At the point of each checkpoint.",
+)
 
 
 def test_the_report_shows_claims_configuration_environment_and_command(run):
@@ -109,3 +135,62 @@ def test_the_report_is_written_whole_or_not_at_all(run, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match=r"Expected a place that can be written. Got .*/file/report.html"):
         write_report(tmp_path / "file" / "report.html", [section_of(run)])
+
+
+def test_a_table_is_drawn_in_its_order_with_numbers_to_the_right_and_its_caption(run):
+    page = render([probe(run, NORMS)])
+    assert "<h3>Norms of the gradient</h3>" in page
+    assert re.findall(r"<td[^>]*>([^<]*)</td>", page)[:6] == ["a.pt", "0.31", "[1.2, 1.3]", "b.pt", "–", "2.1e-05"]
+    heads = (
+        '<th scope="col">checkpoint</th><th scope="col" class="number">l2</th><th scope="col" class="number">λ</th>'
+    )
+    assert heads in page
+    assert '<p class="caption">At the point of each checkpoint.</p>' in page
+
+
+def test_tables_stand_above_the_figures(run):
+    page = render([dataclasses.replace(section_of(run), tables=(NORMS,))])
+    assert page.index('class="claims"') < page.index('class="data"') < page.index("<figure>")
+
+
+def test_a_row_of_another_length_is_refused():
+    with pytest.raises(ConfigError, match=r"Expected 2 cells in every row of 'T'. Got 1: \('x',\)."):
+        TextTable("T", ("a", "b"), (("x",),))
+
+
+@pytest.mark.parametrize(
+    ("cells", "is_number"),
+    [
+        (("1", "−2.5e-3", "–"), True),
+        (("[0.1, 0.2]", "< 1e-6"), True),
+        (("1.2 ± 0.1", "3 × 10⁻⁵"), True),
+        (("nan", "inf"), True),
+        (("12 samples",), False),
+        (("net.pt", "2"), False),
+        (("", ""), False),
+    ],
+)
+def test_a_column_is_of_numbers_if_every_cell_is_one_or_none(cells, is_number):
+    assert TextTable("T", ("a",), tuple((c,) for c in cells)).are_numbers == (is_number,)
+
+
+def test_a_run_without_claims_speaks_of_no_paper(run):
+    page = render([probe(run, NORMS)])
+    for text in ("This run computes", "What the paper says", "preset", "seed", "stored runs", "recipe version"):
+        assert text not in page
+    assert '<ul class="tally">' not in page
+    for text in ('<p class="source">probe</p>', "thalweg probe net.pt --data iris", ">checkpoint</th><td>net.pt<"):
+        assert text in page
+
+
+def test_a_run_with_claims_and_no_source_speaks_of_no_paper(run):
+    manifest = dataclasses.replace(run.manifest, source="", summary="")
+    page = render([Section(manifest, ())])
+    assert "What was expected, and what was measured" in page
+    assert "This run computes" not in page
+
+
+def test_a_recipe_and_a_command_stand_in_one_report(run):
+    page = render([section_of(run), probe(run, NORMS)])
+    assert "What net.pt is like</a>" in page
+    assert "This run computes nobody2026toys, figure 1 again" in page

@@ -6,10 +6,11 @@ import struct
 import subprocess
 import zlib
 
+import numpy as np
 import pytest
-from tests.lab.test_report import hostile
+from tests.lab.test_report import NORMS, hostile, probe
 
-from thalweg.lab.figures import curves, inertia_bars, scatter_agreement
+from thalweg.lab.figures import curves, density, eigenvalue_intervals, inertia_bars, scatter_agreement
 from thalweg.lab.jobs import Job, perform
 from thalweg.lab.report import Section, section_of, write_report
 
@@ -41,8 +42,13 @@ def browse(page, tmp_path, *flags):
 
 
 @pytest.fixture
-def sections(toys, tmp_path):
-    section = section_of(perform(Job(f"{toys.name}.good:RECIPE", "cpu", {"seed": 0}, tmp_path / "store")))
+def run(toys, tmp_path):
+    return perform(Job(f"{toys.name}.good:RECIPE", "cpu", {"seed": 0}, tmp_path / "store"))
+
+
+@pytest.fixture
+def sections(run):
+    section = section_of(run)
     names = {"id": "f", "title": "Title", "caption": "Caption."}
     rows = [{"t": t, "v": 1 / t, "low": 0.5 / t, "high": 2 / t} for t in range(1, 900)]
     counts = [{"width": w, "negative": 1, "zero": w, "positive": 3} for w in (2, 3)]
@@ -53,6 +59,39 @@ def sections(toys, tmp_path):
         scatter_agreement(pairs, **names),
     )
     return [Section(section.manifest, section.figures + more), hostile(section)]
+
+
+@pytest.fixture
+def curvature(run):
+    """A section as the probes make it: a table, a density on a bent axis, certified eigenvalues."""
+    names = {"id": "f", "title": "Title", "caption": "Caption."}
+    nets = ("a.pt", "b.pt")
+    line = spectral(nets)
+    tops = [
+        {"net": n, "index": i, "eigenvalue": v, "lower": 0.9 * v, "upper": 1.1 * v, "converged": i < 3}
+        for n in nets
+        for i, v in enumerate((100.0, 30.0, 4.0), start=1)
+    ]
+    figures = (
+        density(line, series="net", markers=tops, **names),
+        eigenvalue_intervals(tops, series="net", **names),
+    )
+    section = probe(run, NORMS)
+    return Section(section.manifest, figures, tables=section.tables)
+
+
+def spectral(nets):
+    """A bulk of width 0.01 and an outlier at 100 that one eigenvalue in a million makes."""
+    grid = np.concatenate([-np.geomspace(3, 1e-4, 300), [0.0], np.geomspace(1e-4, 150, 900)])
+    rows = []
+    for shift, net in enumerate(nets, start=1):
+        bulk = np.exp(-0.5 * (grid / (0.01 * shift)) ** 2) / (0.025 * shift)
+        peak = 1e-6 * np.exp(-0.5 * ((grid - 100 / shift) / 0.5) ** 2) / 1.25
+        rows += [
+            {"net": net, "eigenvalue": x, "density": d, "lower": d / 2, "upper": 2 * d}
+            for x, d in zip(grid.tolist(), (bulk + peak).tolist(), strict=True)
+        ]
+    return rows
 
 
 def pixels(png):
@@ -95,3 +134,14 @@ def test_the_screenshot_is_not_blank(sections, tmp_path):
     width, height, rows = pixels(shot.read_bytes())
     assert (width, height) == (1000, 1600)
     assert len(rows) > 300
+
+
+@pytest.mark.parametrize("size", ["1200,2000", "400,2000"])
+def test_a_section_without_claims_shows_its_table_and_its_figures(curvature, tmp_path, size):
+    page = write_report(tmp_path / "report.html", [curvature])
+    dom, log = browse(page, tmp_path, f"--window-size={size}", "--dump-dom")
+    assert "CONSOLE" not in log
+    assert len(re.findall(r'<div class="plot[^"]*\bdrawn\b[^"]*"', dom)) == 2
+    assert dom.count('<table class="data">') == 1
+    assert "computed eigenvalues" in dom
+    assert "a.pt, not converged" in dom

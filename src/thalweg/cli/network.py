@@ -1,10 +1,6 @@
 """A user's network on the command line: its module, its checkpoint, an example batch."""
 
-import importlib
-import importlib.util
-import inspect
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 
 from thalweg.cli.launch import import_from_here
+from thalweg.cli.references import called, find_object, keywords_of, signature_of
 from thalweg.errors import CheckpointError, ConfigError, StructureError
 from thalweg.lab.suggest import did_you_mean
 
@@ -184,33 +180,19 @@ def build_module(
             f"Got {'neither' if model is None else 'both'}. Say what builds your module."
         )
     factory = find_object(model) if model is not None else _own_net(net or "")
-    keywords = _keywords(arguments or [], option)
+    keywords = keywords_of(arguments or [], option)
     if isinstance(factory, nn.Module) and not keywords:
         return factory
     if not callable(factory):
         raise ConfigError(
             f"Expected {model or net} to build a module. Got one of type {type(factory).__name__}. Name a factory."
         )
-    try:
-        made = factory(**keywords)
-    except (Exception, SystemExit) as error:  # whatever a user's factory raises
-        signature = _signature(factory)
-        raise ConfigError(
-            f"Expected {model or net}{signature} to build a module. Got {type(error).__name__}: {error}. "
-            f"Give its arguments with {option} key=value."
-        ) from error
+    made = called(factory, keywords, name=str(model or net), purpose="build a module", option=option)
     if not isinstance(made, nn.Module):
         raise ConfigError(
             f"Expected {model or net} to return an nn.Module. Got {type(made).__name__}. Mend the factory."
         )
     return made
-
-
-def _signature(factory: Any) -> str:
-    try:
-        return str(inspect.signature(factory))
-    except (TypeError, ValueError):
-        return "(…)"
 
 
 def _own_net(name: str) -> Any:
@@ -220,52 +202,6 @@ def _own_net(name: str) -> Any:
         hint = did_you_mean(name, [n for n in vars(nets) if n[0].isupper()]) or "See thalweg.nets."
         raise ConfigError(f"Expected a net of thalweg.nets. Got {name!r}. {hint}")
     return getattr(nets, name)
-
-
-def _keywords(words: Sequence[str], option: str) -> dict[str, Any]:
-    keywords = {}
-    for word in words:
-        key, equals, text = word.partition("=")
-        if not equals or not key.isidentifier():
-            raise ConfigError(f"Expected {option} key=value. Got {word!r}. Write e.g. {option} width=16.")
-        try:
-            keywords[key] = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError) as error:
-            raise ConfigError(f"Expected a value after '='. Got {word!r}. Quote it for the shell.") from error
-    return keywords
-
-
-def find_object(reference: str) -> Any:
-    """Import what `module:name` or `file.py:name` names.
-
-    Raises:
-        ConfigError: no such module, file or name.
-    """
-    import_from_here()
-    place, _, name = reference.rpartition(":")
-    if not place or not name:
-        raise ConfigError(f"Expected module:name or file.py:name. Got {reference!r}. Write e.g. nets.py:build.")
-    try:
-        module = _from_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-    except (Exception, SystemExit) as error:  # whatever a user's module raises when it is run
-        raise ConfigError(
-            f"Expected a module that can be imported. Got {place!r}: {type(error).__name__}: {error}. "
-            "Run in its folder, or install it."
-        ) from error
-    if not hasattr(module, name):
-        hint = did_you_mean(name, vars(module)) or "Check the name after the colon."
-        raise ConfigError(f"Expected {name!r} in {place!r}. Got no such name. {hint}")
-    return getattr(module, name)
-
-
-def _from_file(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(path.stem, module)
-    spec.loader.exec_module(module)
-    return module
 
 
 def example_of(module: "nn.Module", shape: str | None, example: str | None) -> "tuple[Inputs, str]":
@@ -309,7 +245,7 @@ def _example(reference: str) -> "Inputs":
             found = found()
         except (Exception, SystemExit) as error:  # whatever a user's function raises
             raise ConfigError(
-                f"Expected {reference}{_signature(found)} to return an example batch. "
+                f"Expected {reference}{signature_of(found)} to return an example batch. "
                 f"Got {type(error).__name__}: {error}. Mend it, or give --input."
             ) from error
     inputs = arguments_of(found)

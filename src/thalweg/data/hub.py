@@ -121,6 +121,29 @@ def cifar10(
     return _prepared(pixels, _CIFAR10, image_size, normalize, dtype)
 
 
+def known_sets(folder: str | Path) -> dict[str, Path]:
+    """Find the data sets of this module by a folder: their root, the folder of one, or one within it.
+
+    Args:
+        folder: where to look.
+
+    Returns:
+        Name of a set -> its `data_root`, for every set of which there are files.
+
+    Example:
+        >>> known_sets("nowhere")
+        {}
+    """
+    here, found = Path(os.path.abspath(folder)), {}
+    for layout in (_MNIST, _CIFAR10):
+        parts = Path(layout.folder).parts
+        depths = [n for n in range(1, len(parts) + 1) if here.parts[-n:] == parts[:n]]
+        for root in (here, *(here.parents[n - 1] for n in depths)):
+            if any((root / layout.folder).glob("*.parquet")):
+                found[layout.name] = root
+    return found
+
+
 def _pixels(
     layout: _Layout,
     split: Split,

@@ -66,12 +66,15 @@ class NearZero:
     """The share of eigenvalues within ±threshold, as far as the quadrature knows it.
 
     Args:
-        lower: mean over probes of what is certainly inside (Chebyshev-Markov-Stieltjes).
+        value: mean over probes of the weights of the nodes inside: the estimate.
+        lower: mean over probes of what is certainly inside (Chebyshev-Markov-Stieltjes); 0 where the threshold is
+            below the distance of the nodes, the resolution of the quadrature.
         upper: mean over probes of what may be inside.
-        standard_error: of both, the larger one: the probes are random.
+        standard_error: of the mean, the largest of the three: the probes are random.
         threshold: the bound on |λ|.
     """
 
+    value: float
     lower: float
     upper: float
     standard_error: float
@@ -170,8 +173,9 @@ class SpectralDensity:
             raise ConfigError(f"Expected a threshold of at least 0. Got {threshold}. Pass its absolute value.")
         pairs = [_bracket(x, w, threshold) for x, w in zip(self.nodes, self.weights, strict=True)]
         lower, upper = (_mean(torch.tensor(side, dtype=torch.float64)) for side in zip(*pairs, strict=True))
-        error = max(lower.standard_error, upper.standard_error)
-        return NearZero(lower.value, upper.value, error, threshold)
+        inside = _mean((self.weights * (self.nodes.abs() <= threshold)).sum(1))
+        error = max(part.standard_error for part in (inside, lower, upper))
+        return NearZero(inside.value, lower.value, upper.value, error, threshold)
 
 
 def spectral_density(

@@ -100,10 +100,11 @@ def hessian_trace(
 def _leave_one_out(tests: Tensor, basis: Tensor, mix: Tensor, inner: Tensor) -> tuple[float, float]:
     """Average over test vectors ω_i, each beside the basis Q of the others' images; AΩ = QR, inner = QᵀAQ."""
     size, count = tests.shape
-    inverse = torch.linalg.pinv(mix)  # H of low rank leaves R singular
     estimates = []
     for i in range(count):
-        unit = inverse[i] / inverse[i].norm().clamp_min(1e-300)  # of span Q, what only ω_i's image gave
+        # Of span Q, the direction that only ω_i's image gave: orthogonal to all others', also where R is singular.
+        others = torch.cat([mix[:, :i], mix[:, i + 1 :]], 1)
+        unit = torch.linalg.qr(others, mode="complete")[0][:, -1]
         rest = torch.eye(count, dtype=mix.dtype, device=mix.device) - torch.outer(unit, unit)
         seen = rest @ (basis.T @ tests[:, i])
         image = mix[:, i]

@@ -2,8 +2,10 @@
 
 from thalweg.lab.figures.agreement import scatter_agreement as scatter_agreement
 from thalweg.lab.figures.curves import curves as curves
+from thalweg.lab.figures.density import density as density
+from thalweg.lab.figures.eigenvalues import eigenvalue_intervals as eigenvalue_intervals
 from thalweg.lab.figures.figure import Figure as Figure
 from thalweg.lab.figures.inertia import inertia_bars as inertia_bars
 from thalweg.lab.figures.spectrum import spectrum as spectrum
 
-__all__ = ["Figure", "curves", "inertia_bars", "scatter_agreement", "spectrum"]
+__all__ = ["Figure", "curves", "density", "eigenvalue_intervals", "inertia_bars", "scatter_agreement", "spectrum"]

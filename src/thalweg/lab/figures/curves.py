@@ -60,7 +60,7 @@ def curves(  # noqa: PLR0913 - axes, series and band are named columns, each wit
         kept = thinned(positions, heights, is_log=log_x)
         positions, heights = positions[kept], heights[kept]
         if lower is not None and upper is not None:
-            _draw_band(figure, place, positions, numbers(rows, lower)[kept], numbers(rows, upper)[kept])
+            draw_band(figure, place, positions, numbers(rows, lower)[kept], numbers(rows, upper)[kept])
         heading = label(name) if isinstance(name, str) else f"{series} {label(name)}"
         figure.add_scatter(
             x=positions,
@@ -84,7 +84,8 @@ def _dash(place: int) -> str:
     return DASHES[place // len(PALETTE) % len(DASHES)]
 
 
-def _draw_band(figure: go.Figure, place: int, positions: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
+def draw_band(figure: go.Figure, place: int, positions: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
+    """Shade what lies between two lines, in the colour of a series."""
     colour = PALETTE[place % len(PALETTE)]
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     figure.add_scatter(

@@ -1,4 +1,4 @@
-"""The page: claims, figures, configuration and environment of stored runs, in one file without a network.
+"""The page: claims, tables, figures, configuration and environment of runs, in one file without a network.
 
 Plotly's code is embedded once, compressed, and unpacked by the browser. The page's security policy forbids
 any request, and any script but the two whose hashes it names.
@@ -7,12 +7,14 @@ any request, and any script but the two whose hashes it names.
 import base64
 import gzip
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from thalweg.errors import ConfigError
 from thalweg.lab.catalogue import load_recipe
 from thalweg.lab.claims import VERDICTS
 from thalweg.lab.figures.figure import Figure
@@ -23,19 +25,63 @@ from thalweg.lab.wording import MARKS, in_time, in_words
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
+_NUMBER = re.compile(r"[-+−±<>≤≥~≈\[( ]*\d[-+−–±\d\s.,;e%×^·⁻⁰¹²³⁴-⁹\[\]()]*|[-+−]?(inf|nan)|[–-]?")
+"""A cell of a column of numbers: a number, an interval, or none."""
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A table of a report, in words.
+
+    Args:
+        title: one line.
+        columns: their headings.
+        rows: cells, one for each column.
+        caption: what to see in it.
+
+    Raises:
+        ConfigError: a row has more or fewer cells than there are columns.
+
+    Example:
+        >>> TextTable("Norms", ("checkpoint", "l2"), (("a.pt", "0.3"), ("b.pt", "–"))).are_numbers
+        (False, True)
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    caption: str = ""
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if len(row) != len(self.columns):
+                raise ConfigError(
+                    f"Expected {len(self.columns)} cells in every row of {self.title!r}. Got {len(row)}: {row}. "
+                    "Fill the gaps with –."
+                )
+
+    @property
+    def are_numbers(self) -> tuple[bool, ...]:
+        """For each column, whether it holds numbers, which stand to the right."""
+        columns = [[row[i] for row in self.rows] for i in range(len(self.columns))]
+        return tuple(bool(any(cells)) and all(_NUMBER.fullmatch(cell) for cell in cells) for cells in columns)
+
+
 @dataclass(frozen=True)
 class Section:
-    """One run in a report.
+    """One run in a report: of a recipe, or of a command that holds nothing against a paper and has no claims.
 
     Args:
         manifest: what the run is.
         figures: its pictures.
         note: why there are no pictures, if there are none.
+        tables: tables above the pictures.
     """
 
     manifest: Manifest
     figures: tuple[Figure, ...]
     note: str = ""
+    tables: tuple[TextTable, ...] = ()
 
 
 def section_of(run: Run) -> Section:
