@@ -14,10 +14,14 @@ if TYPE_CHECKING:
     from thalweg.embeddings import embed as embed
     from thalweg.embeddings import reduce as reduce
     from thalweg.objective import Objective as Objective
-    from thalweg.probes import gradient_norm as gradient_norm
-    from thalweg.probes import hessian as hessian
-    from thalweg.probes import inertia as inertia
-    from thalweg.probes import spectrum as spectrum
+    from thalweg.probes.curvature import HessianOperator as HessianOperator
+    from thalweg.probes.degeneracy import inertia as inertia
+    from thalweg.probes.density import spectral_density as spectral_density
+    from thalweg.probes.eigenpairs import eigenpairs as eigenpairs
+    from thalweg.probes.examine import examine as examine
+    from thalweg.probes.gradient_norm import gradient_norm as gradient_norm
+    from thalweg.probes.hessian import hessian as hessian
+    from thalweg.probes.spectrum import spectrum as spectrum
     from thalweg.space import Space as Space
     from thalweg.structure import View as View
     from thalweg.structure import trace as trace
@@ -26,35 +30,43 @@ if TYPE_CHECKING:
     from thalweg.training import train as train
 
 _HOMES = {
+    "HessianOperator": "thalweg.probes",
     "Objective": "thalweg.objective",
     "Space": "thalweg.space",
     "View": "thalweg.structure",
     "critical_subspace": "thalweg.embeddings",
+    "eigenpairs": "thalweg.probes",
     "embed": "thalweg.embeddings",
+    "examine": "thalweg.probes",
     "gradient_norm": "thalweg.probes",
     "hessian": "thalweg.probes",
     "inertia": "thalweg.probes",
     "minimise": "thalweg.training",
     "polish": "thalweg.training",
     "reduce": "thalweg.embeddings",
+    "spectral_density": "thalweg.probes",
     "spectrum": "thalweg.probes",
     "trace": "thalweg.structure",
     "train": "thalweg.training",
 }
 
 __all__ = [
+    "HessianOperator",
     "Objective",
     "Space",
     "View",
     "__version__",
     "critical_subspace",
+    "eigenpairs",
     "embed",
+    "examine",
     "gradient_norm",
     "hessian",
     "inertia",
     "minimise",
     "polish",
     "reduce",
+    "spectral_density",
     "spectrum",
     "trace",
     "train",

@@ -148,7 +148,7 @@ class Recut:
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in self.data:
-            yield from pieces(batch, self.size)
+            yield from pieces(tuple(batch), self.size)
 
 
 def pieces(batch: Batch, size: int) -> Iterator[Batch]:
@@ -173,7 +173,7 @@ def drawn(data: Iterable[Batch], count: int, generator: torch.Generator) -> Batc
     Raises:
         DataError: there are fewer samples, or their batches cannot be cut.
     """
-    sizes = [num_samples(batch) for batch in data]
+    sizes = [num_samples(tuple(batch)) for batch in data]
     if not 0 < count <= sum(sizes):
         raise DataError(f"Expected between 1 and {sum(sizes)} samples. Got {count}. Ask for another number.")
     chosen = torch.randperm(sum(sizes), generator=generator)[:count].sort().values
@@ -181,6 +181,6 @@ def drawn(data: Iterable[Batch], count: int, generator: torch.Generator) -> Batc
     for size, batch in zip(sizes, data, strict=True):
         rows = chosen[(chosen >= first) & (chosen < first + size)] - first
         if len(rows):
-            taken.append(rows_of(batch, rows))
+            taken.append(rows_of(tuple(batch), rows))
         first += size
     return joined(taken)

@@ -117,7 +117,7 @@ class Objective:
     def num_samples(self) -> int | None:
         """Count the samples; None for batches that are not one row per sample, or that a loader gives."""
         try:
-            return sum(map(num_samples, self._data)) if self.in_memory else None
+            return sum(num_samples(tuple(batch)) for batch in self._data) if self.in_memory else None
         except DataError:
             return None
 
@@ -129,7 +129,7 @@ class Objective:
         batch, joined, must be their weighted sum up to rounding.
         """
         theta = self._checked(theta)
-        first = next(iter(self._data))
+        first = tuple(next(iter(self._data)))
         try:
             if self.module.training or num_samples(first) < 2 or not self._adds_up(theta, first, size):
                 return self

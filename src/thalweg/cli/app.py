@@ -13,7 +13,7 @@ import thalweg
 from thalweg.cli.faults import INTERRUPTED, exit_code, lines
 
 # Each name is a module of `thalweg.cli` with a function of that name: the command. To add one, add its name.
-COMMANDS = ("tour", "recipes", "run", "runs", "report", "view", "embed", "reduce")
+COMMANDS = ("tour", "recipes", "run", "runs", "report", "view", "embed", "reduce", "probe")
 
 
 def build() -> typer.Typer:

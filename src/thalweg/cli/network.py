@@ -78,8 +78,9 @@ def load_network(
     shape: str | None,
     example: str | None,
     trust_pickle: bool = False,
+    inputs: "Inputs | None" = None,
 ) -> Network:
-    """Build a module, fill it from a checkpoint, and find an example batch.
+    """Build a module, fill it from a checkpoint, and find an example batch, unless `inputs` are one.
 
     A checkpoint that `thalweg embed` or `thalweg reduce` wrote fits the factory it was made with: the module is
     resized as the checkpoint says.
@@ -100,7 +101,10 @@ def load_network(
     if len(dtypes) == 1:
         module = module.to(dtypes.pop())
     module.eval()
-    inputs, words = example_of(module, shape, example)
+    if inputs is None:
+        inputs, words = example_of(module, shape, example)
+    else:
+        words = "the data"
     _settle_lazy_layers(module, inputs)
     widths: dict[str, int] = {}
     if state is not None and checkpoint is not None:

@@ -6,6 +6,16 @@ from thalweg.lab.figures.density import density as density
 from thalweg.lab.figures.eigenvalues import eigenvalue_intervals as eigenvalue_intervals
 from thalweg.lab.figures.figure import Figure as Figure
 from thalweg.lab.figures.inertia import inertia_bars as inertia_bars
+from thalweg.lab.figures.plane import plane as plane
 from thalweg.lab.figures.spectrum import spectrum as spectrum
 
-__all__ = ["Figure", "curves", "density", "eigenvalue_intervals", "inertia_bars", "scatter_agreement", "spectrum"]
+__all__ = [
+    "Figure",
+    "curves",
+    "density",
+    "eigenvalue_intervals",
+    "inertia_bars",
+    "plane",
+    "scatter_agreement",
+    "spectrum",
+]
