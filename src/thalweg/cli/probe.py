@@ -175,8 +175,9 @@ def _measured(points: Sequence[Point], wishes: Wishes, parts: Parts) -> tuple[li
     """Measure at every checkpoint, then what they have in common; say first how long it may take."""
     from thalweg.cli.snapshots import shared_slice
 
-    seconds = sum(cost_of(point, wishes) * point.gradient_seconds for point in points)
     is_shared = wishes.slice is not None and wishes.directions in ("through", "pca")
+    costs = [cost_of(point, wishes, is_last=is_shared and point is points[-1]) for point in points]
+    seconds = sum(cost * point.gradient_seconds for cost, point in zip(costs, points, strict=True))
     total = len(points) + is_shared
     with shown_progress("probe") as report:
         report(0.0, f"one gradient takes {in_time(points[0].gradient_seconds)}; in all about {in_time(seconds)}")

@@ -61,9 +61,11 @@ def _eigenvalues(found: Value | None) -> list[str]:
 
 
 def _near_zero(near: Value) -> str:
+    """The bracket first: where it begins at 0, the bound is below the resolution, and a guess means little."""
+    guess = f", about {near['value']:.1%}" if near["lower"] > 0 else ""
     return (
-        f"{near['value']:.1%} of eigenvalues within ±{near['threshold']:.2g} (± {near['standard_error']:.1%}; "
-        f"certain of these vectors: {near['lower']:.1%} to {near['upper']:.1%})"
+        f"{near['lower']:.1%} to {near['upper']:.1%} of eigenvalues within ±{near['threshold']:.2g}{guess} "
+        f"(± {near['standard_error']:.1%} for random probes)"
     )
 
 

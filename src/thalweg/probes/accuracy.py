@@ -38,8 +38,9 @@ class Classes:
         options = loss.keywords if isinstance(loss, functools.partial) else getattr(loss, "__dict__", {})
         ignored = options.get("ignore_index", -100)
         axis = _axis(outputs, targets)
-        if axis is not None and int(targets.max()) >= outputs.shape[axis]:
-            axis = None
+        if axis is not None:
+            counted = targets[targets != ignored]
+            axis = axis if bool((counted < outputs.shape[axis]).all()) else None  # counts of something
         return cls(axis, ignored)
 
     def correct(self, outputs: Any, targets: Any) -> Int[Tensor, ""]:

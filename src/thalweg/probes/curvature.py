@@ -3,7 +3,7 @@
 Written here rather than taken from a library because it is faster: the graph of the gradient (a *tape*) of every
 piece of the data is recorded once and replayed for each product, which then costs 1.4 gradients where peers'
 recomputation costs 2.4 to 4.5 (`benchmarks/eigenvalues.py`). Gauss-Newton, Fisher and K-FAC matrices are taken
-from curvlinops instead: `interoperation.py`.
+from curvlinops instead: `from_curvlinops.py`.
 """
 
 import math
@@ -53,7 +53,7 @@ class Work:
 class Curvature(Protocol):
     """A symmetric matrix of second derivatives, known by its products: the socket of the probes.
 
-    `HessianOperator` is one, `curvlinops_curvature` gives others, and a user's own class may be one.
+    `HessianOperator` is one, `from_curvlinops` gives others, and a user's own class may be one.
     """
 
     @property

@@ -66,11 +66,11 @@ class NearZero:
     """The share of eigenvalues within ±threshold, as far as the quadrature knows it.
 
     Args:
-        value: mean over probes of the weights of the nodes inside: the estimate.
+        value: mean over probes of the weights of the nodes inside: the estimate, which means little where lower is 0.
         lower: mean over probes of what is certainly inside (Chebyshev-Markov-Stieltjes); 0 where the threshold is
             below the distance of the nodes, the resolution of the quadrature.
         upper: mean over probes of what may be inside.
-        standard_error: of the mean, the largest of the three: the probes are random.
+        standard_error: of the mean over random probes, the largest of the three; the resolution is not in it.
         threshold: the bound on |λ|.
     """
 
