@@ -289,3 +289,21 @@ def test_wrong_lengths_and_names_are_told() -> None:
         HessianOperator(objective, theta).product(randn(3))
     with pytest.raises(DataError, match="between 1 and 12 samples"):
         HessianOperator(objective, theta).sampled(13)
+
+
+def test_weight_normalisation_is_differentiated_twice_as_its_formula_says() -> None:
+    """The fused kernel of torch 2.13 has a wrong second derivative (its own gradgradcheck fails)."""
+    net = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)), nn.Tanh(), nn.Linear(4, 2)).double()
+    with torch.no_grad():
+        for i, p in enumerate(net.parameters()):
+            p.copy_(randn(*p.shape, seed=i))
+    objective = Objective(net, nn.MSELoss(), (randn(9, 3), randn(9, 2, seed=3)))
+    theta, vector, step = objective.theta(), randn(objective.num_params, seed=2), 1e-6
+    slopes = [objective.gradient(theta + sign * step * vector) for sign in (1, -1)]
+    expected = (slopes[0] - slopes[1]) / (2 * step)
+    for found in (
+        HessianOperator(objective, theta).product(vector),
+        hessian(objective, theta) @ vector,
+        objective.hvp(theta, vector),
+    ):
+        assert_close(found, expected, rtol=1e-6, atol=1e-7)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from thalweg.objective import Objective
 from thalweg.probes.grid import Grid
+from thalweg.probes.private import Private
 
 _AFFINE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # Our choice: where F₀, F₁ and F₂ of one layer take more memory, the layer is computed at every point.
@@ -107,23 +107,23 @@ class FirstLayer:
         return _moved(self._start, self._slopes[1], float(self._grid.axes[1][column]))
 
 
-def stand_in(objective: Objective, grid: Grid) -> list[FirstLayer]:
+def stand_in(private: Private, grid: Grid) -> list[FirstLayer]:
     """Put a stand-in for every layer that might read the data directly; those that do not leave by themselves.
 
     Args:
-        objective: a private one: its module is changed.
+        private: the module, whose layers are changed.
         grid: the slice.
 
     Returns:
         The stand-ins: for plain linear and convolutional layers without hooks, whose weights are parameters.
     """
-    names = {id(p): n for n, p in objective.module.named_parameters() if n in objective.space.names}
+    names = {id(p): n for n, p in private.module.named_parameters() if n in private.space.names}
     found = []
-    for layer in objective.module.modules():
+    for layer in private.module.modules():
         own = dict(layer.named_parameters())
         is_plain = type(layer) in _AFFINE and "weight" in own and "forward" not in vars(layer)
         if is_plain and not layer._forward_hooks and not layer._forward_pre_hooks:
-            spans = {n: objective.space.slice_of(names[id(p)]) for n, p in own.items() if id(p) in names}
+            spans = {n: private.space.slice_of(names[id(p)]) for n, p in own.items() if id(p) in names}
             found.append(FirstLayer(layer, spans, grid))
     return found
 

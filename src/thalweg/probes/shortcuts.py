@@ -18,9 +18,11 @@ from torch.utils._pytree import tree_leaves
 from thalweg import batching
 from thalweg.batching import Batch
 from thalweg.errors import DataError
+from thalweg.kernels import plain_kernels
 from thalweg.objective import Objective
 from thalweg.probes.first_layer import FirstLayer, stand_in
 from thalweg.probes.grid import Grid
+from thalweg.probes.private import Private
 
 # Samples in one piece of a batch. Measured with three convolutions of 3×32×32 images: 250 to 1,000 are equally
 # fast, 2,000 take up to twice the time, 50 half as much again.
@@ -79,7 +81,7 @@ class Shortcuts:
 
     def __init__(self, objective: Objective, grid: Grid) -> None:
         self._objective, self._grid = objective, grid
-        self._private: Objective | None = None
+        self._private: Private | None = None
         self._layers: list[FirstLayer] = []
         self._ways: list[Way] = []
         rows, columns = grid.shape
@@ -97,7 +99,7 @@ class Shortcuts:
         if math.prod(self._grid.shape) < _FEWEST_POINTS:
             return []
         if self._private is None:
-            self._private = _twin(self._objective, batch)
+            self._private = Private(self._objective)
             self._layers = stand_in(self._private, self._grid)
             self._ways = _ways(self._objective, batch)
         while self._ways:  # what failed once is not tried again
@@ -137,7 +139,7 @@ class Shortcuts:
         """Compare outputs and losses with the plain way at the checks."""
         expected, found = [], []
         for check in self._checks:
-            with torch.no_grad(), _Reads() as reads:
+            with torch.no_grad(), plain_kernels(), _Reads() as reads:
                 outputs = self._objective.apply(self._grid.theta(*check), batch[0])
                 expected.append(self._objective.reduced(outputs, batch[1]))
             # A branch that a value of the whole batch decides may be another one for a piece of it.
@@ -182,17 +184,6 @@ def _parts(objective: Objective, batch: Batch) -> list[Piece]:
     if len(parts) == 1 or not all(weights):  # the loss of a piece that counts nothing is 0/0
         return whole
     return [Piece(w / sum(weights), *part) for w, part in zip(weights, parts, strict=True)]
-
-
-def _twin(objective: Objective, batch: Batch) -> Objective:
-    """Copy an objective together with its module, which is ours then."""
-    return Objective(
-        *(objective.module, objective.loss, [batch]),
-        reduction=objective.reduction,
-        mode=objective.mode,
-        dtype=objective.dtype,
-        device=objective.device,
-    )
 
 
 def _ways(objective: Objective, batch: Batch) -> list[Way]:
