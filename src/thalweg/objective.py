@@ -121,19 +121,22 @@ class Objective:
         except DataError:
             return None
 
-    def recut(self, theta: Float[Tensor, " params"], size: int) -> "Objective":
-        """Give the same landscape in batches of at most `size` samples; self where that would be another one.
+    def is_additive(self, theta: Float[Tensor, " params"]) -> bool:
+        """Say whether R is the same however the data are cut into batches.
 
-        Cutting is another landscape if samples of a batch are coupled: by the loss, by the module, or by
-        BatchNorm in train mode. Whether they are is measured: the loss of two small pieces of the first
-        batch, joined, must be their weighted sum up to rounding.
+        It is not if samples of a batch are coupled: by the loss, by the module, or by BatchNorm in train mode.
+        Whether they are is measured: the loss of two small pieces of the first batch, joined, must be their
+        weighted sum up to rounding.
         """
-        theta = self._checked(theta)
         first = tuple(next(iter(self._data)))
         try:
-            if self.module.training or num_samples(first) < 2 or not self._adds_up(theta, first, size):
-                return self
+            return not self.module.training and num_samples(first) > 1 and self._adds_up(self._checked(theta), first)
         except DataError:  # not one row per sample
+            return False
+
+    def recut(self, theta: Float[Tensor, " params"], size: int) -> "Objective":
+        """Give the same landscape in batches of at most `size` samples; self where `is_additive` says no."""
+        if not self.is_additive(theta):
             return self
         data = list(Recut(self._data, size)) if self.in_memory else Recut(self._data, size)
         return self._like(data, self.dtype)
@@ -304,9 +307,9 @@ class Objective:
             device=self.device,
         )
 
-    def _adds_up(self, theta: Tensor, batch: Batch, size: int) -> bool:
+    def _adds_up(self, theta: Tensor, batch: Batch) -> bool:
         """Say whether the loss of a few samples is the weighted sum of that of their halves, up to rounding."""
-        half = min(size, num_samples(batch) // 2, _SAMPLES_OF_A_HALF)
+        half = min(num_samples(batch) // 2, _SAMPLES_OF_A_HALF)
         parts = [rows_of(batch, rows) for rows in (slice(half), slice(half, 2 * half), slice(2 * half))]
         is_sum = self.reduction == "sum"
         with torch.no_grad():

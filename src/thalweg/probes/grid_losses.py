@@ -4,6 +4,7 @@ Batches outside, points inside. For a tiny net the time goes into starting opera
 evaluated at once (`vmap`); for any other, one by one, with the shortcuts that hold.
 """
 
+import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -66,16 +67,15 @@ def grid_losses(objective: Objective, grid: Grid, rows: Sequence[int], advance: 
     weights, num_counted = 0.0, 0
     ways: dict[str, None] = {}
     shortcuts = Shortcuts(objective, grid)
-    with plain_kernels():
-        for weight, batch in objective.weighted_batches():
-            with torch.no_grad():
-                classes = Classes.of(objective.loss, objective.apply(grid.origin, batch[0]), batch[1])
-            task = _Task(objective, grid, rows, classes, advance)
-            found, way = task.at_once(batch) or task.one_by_one(batch, shortcuts)
-            sums += torch.tensor([weight, 1.0], dtype=torch.float64).view(2, 1, 1) * found
-            weights += weight
-            num_counted += classes.count(batch[1])
-            ways[way] = None
+    for weight, batch in objective.weighted_batches():
+        with _without_gradients():
+            classes = Classes.of(objective.loss, objective.apply(grid.origin, batch[0]), batch[1])
+        task = _Task(objective, grid, rows, classes, advance)
+        found, way = task.at_once(batch) or task.one_by_one(batch, shortcuts)
+        sums += torch.tensor([weight, 1.0], dtype=torch.float64).view(2, 1, 1) * found
+        weights += weight
+        num_counted += classes.count(batch[1])
+        ways[way] = None
     loss = sums[0] if objective.reduction == "sum" else sums[0] / weights
     return GridLosses(loss, sums[1] / num_counted if num_counted else None, tuple(ways))
 
@@ -103,7 +103,7 @@ class _Task:
 
         found = []
         try:
-            with torch.no_grad(), warnings.catch_warnings():
+            with _without_gradients(), warnings.catch_warnings():
                 warnings.filterwarnings("error", "There is a performance drop")  # then points are looped over
                 for rows in _blocks(self.rows, max(1, _POINTS_AT_ONCE // columns)):
                     pair = vmap(scored, chunk_size=_POINTS_AT_ONCE)(self.grid.thetas(rows))
@@ -121,8 +121,8 @@ class _Task:
         pieces = shortcuts.pieces(batch)
         total = torch.zeros(2, len(self.rows), self.grid.shape[1], dtype=torch.float64)
         apply = shortcuts.apply if pieces else self._apply_plainly
-        # A module may take gradients inside, which inference mode forbids: then no shortcut holds.
-        with torch.inference_mode() if pieces else torch.no_grad():
+        # What inference mode and fused kernels change was part of the check.
+        with torch.inference_mode() if pieces else _without_gradients():
             for piece in pieces or [Piece(1.0, *batch)]:
                 shortcuts.begin()
                 for place, row in enumerate(self.rows):
@@ -140,6 +140,13 @@ class _Task:
 
     def _apply_plainly(self, row: int, column: int, inputs: Any) -> Any:
         return self.objective.apply(self.grid.theta(row, column), inputs)
+
+
+@contextlib.contextmanager
+def _without_gradients() -> Iterator[None]:
+    """Evaluate as `Objective.value` does."""
+    with torch.no_grad(), plain_kernels():
+        yield
 
 
 def _is_tiny(objective: Objective, batch: Batch) -> bool:

@@ -24,9 +24,11 @@ from thalweg.probes.first_layer import FirstLayer, stand_in
 from thalweg.probes.grid import Grid
 from thalweg.probes.private import Private
 
-# Samples in one piece of a batch. Measured with three convolutions of 3×32×32 images: 250 to 1,000 are equally
-# fast, 2,000 take up to twice the time, 50 half as much again.
-_PIECE = 500
+# The largest tensor that a net makes of one piece of a batch. Measured: with three convolutions of 3×32×32 images
+# (8 KB a sample), pieces of 1,000 samples are faster than of 500 (by 10 %) and of 250 or 2,000 (by 25 to 100 %);
+# with wide ones (256 KB), pieces of 50 to 100 than of 500 (by 60 %); a linear net gains nothing below 5,000.
+_PIECE_BYTES = 2**23
+_SMALLEST_PIECE = 50
 # Our choice: with fewer points, the checks at three of them cost as much as they save.
 _FEWEST_POINTS = 16
 # In eps of the largest number compared. Our choice: two orders of summation differ by tens of eps, a shortcut
@@ -56,16 +58,16 @@ class Way:
     """How a batch is evaluated.
 
     Args:
-        is_cut: a batch of more than 500 samples in equal pieces.
+        size: samples in a piece, at most; 0 for the whole batch.
         is_channels_last: images in that memory format.
     """
 
-    is_cut: bool
+    size: int
     is_channels_last: bool
 
     def pieces(self, objective: Objective, batch: Batch) -> list[Piece]:
         """Cut a batch, with shares as torch's own loss has them; for any other loss the check decides."""
-        parts = _parts(objective, batch) if self.is_cut else [Piece(1.0, *batch)]
+        parts = _parts(objective, batch, self.size) if self.size else [Piece(1.0, *batch)]
         if not self.is_channels_last:
             return parts
         return [Piece(p.share, p.inputs.contiguous(memory_format=torch.channels_last), p.targets) for p in parts]
@@ -101,7 +103,7 @@ class Shortcuts:
         if self._private is None:
             self._private = Private(self._objective)
             self._layers = stand_in(self._private, self._grid)
-            self._ways = _ways(self._objective, batch)
+            self._ways = _ways(self._objective, self._grid.origin, batch)
         while self._ways:  # what failed once is not tried again
             pieces = self._ways[0].pieces(self._objective, batch)
             with contextlib.suppress(RuntimeError):  # a view of memory laid out otherwise, a gradient inside
@@ -130,7 +132,7 @@ class Shortcuts:
         words = [
             "one point at a time",
             f"{num_affine} layer{'s' * (num_affine > 1)} on the data computed once" if num_affine else "",
-            f"batches cut into pieces of at most {_PIECE} samples" if num_pieces > 1 else "",
+            f"batches cut into pieces of at most {self._ways[0].size} samples" if num_pieces > 1 else "",
             "channels last" if self._ways[0].is_channels_last else "",
         ]
         return ", ".join(filter(None, words))
@@ -139,11 +141,11 @@ class Shortcuts:
         """Compare outputs and losses with the plain way at the checks."""
         expected, found = [], []
         for check in self._checks:
-            with torch.no_grad(), plain_kernels(), _Reads() as reads:
+            with torch.no_grad(), plain_kernels(), _Watch() as watch:
                 outputs = self._objective.apply(self._grid.theta(*check), batch[0])
                 expected.append(self._objective.reduced(outputs, batch[1]))
             # A branch that a value of the whole batch decides may be another one for a piece of it.
-            if len(pieces) > 1 and (reads.is_seen or not isinstance(outputs, Tensor)):
+            if len(pieces) > 1 and (watch.is_read or not isinstance(outputs, Tensor)):
                 return False
             with torch.inference_mode():
                 parts, loss = [], torch.zeros_like(expected[-1])
@@ -158,23 +160,27 @@ class Shortcuts:
         return bool(torch.isfinite(losses).any()) and _is_rounding(torch.stack(found), losses)
 
 
-class _Reads(TorchFunctionMode):
-    """See whether Python reads a value of a tensor."""
+class _Watch(TorchFunctionMode):
+    """See whether Python reads a value of a tensor, and how large the tensors are that are made."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.is_seen = False
+        self.is_read = False
+        self.largest: int = 1
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.is_seen = self.is_seen or getattr(func, "__name__", "") in _READS
-        return func(*args, **(kwargs or {}))
+        self.is_read = self.is_read or getattr(func, "__name__", "") in _READS
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, Tensor):
+            self.largest = max(self.largest, made.nbytes)
+        return made
 
 
-def _parts(objective: Objective, batch: Batch) -> list[Piece]:
+def _parts(objective: Objective, batch: Batch, size: int) -> list[Piece]:
     """Cut a batch into even pieces; into one, if it is small or its samples are not rows."""
     whole = [Piece(1.0, *batch)]
     try:
-        parts = list(batching.pieces(batch, _PIECE))
+        parts = list(batching.pieces(batch, size))
     except DataError:
         return whole
     if objective.reduction == "sum":
@@ -186,14 +192,30 @@ def _parts(objective: Objective, batch: Batch) -> list[Piece]:
     return [Piece(w / sum(weights), *part) for w, part in zip(weights, parts, strict=True)]
 
 
-def _ways(objective: Objective, batch: Batch) -> list[Way]:
+def _ways(objective: Objective, theta: Tensor, batch: Batch) -> list[Way]:
     """List what is to be tried, the fastest first."""
     is_image = isinstance(batch[0], Tensor) and batch[0].ndim == 4 and batch[0].is_floating_point()
     has_images = is_image and any(isinstance(m, nn.Conv2d) for m in objective.module.modules())
-    # In train mode a batch is what BatchNorm's statistics are taken over: it stays whole.
-    is_divisible = objective.mode == "eval"
     layouts = (True, False) if has_images else (False,)
-    return [Way(cut, layout) for layout in layouts for cut in ((True, False) if is_divisible else (False,))]
+    sizes = dict.fromkeys((_piece_size(objective, theta, batch), 0))
+    return [Way(size, layout) for layout in layouts for size in sizes]
+
+
+def _piece_size(objective: Objective, theta: Tensor, batch: Batch) -> int:
+    """Choose how many samples fit the cache; 0 leaves a batch whole.
+
+    In train mode it stays whole: BatchNorm's statistics are taken over it.
+    """
+    if objective.mode == "train":
+        return 0
+    try:
+        few = next(batching.pieces(batch, _SMALLEST_PIECE))
+        with torch.no_grad(), plain_kernels(), _Watch() as watch:
+            objective.apply(theta, few[0])
+    except (DataError, RuntimeError):  # samples are not rows, or a size is part of the code
+        return 0
+    bytes_per_sample = watch.largest / batching.num_samples(few)
+    return max(_SMALLEST_PIECE, int(_PIECE_BYTES / bytes_per_sample))
 
 
 def _is_rounding(found: Any, expected: Any) -> bool:

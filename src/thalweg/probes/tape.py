@@ -127,15 +127,13 @@ def in_pieces(objective: Objective, theta: Tensor, leaves: dict[str, Tensor], mo
     Returns:
         The landscape, cut or as it was, and what its graphs hold.
     """
-    single = objective.recut(theta, 1)  # itself, if its batches must not be cut
-    batch = next(iter(objective.batches()))
-    trial = batch if single is objective else rows_of(batch, slice(_SAMPLES_OF_A_TRIAL))
-    sizes = _measured(objective, theta, leaves, trial)
-    if single is objective:
-        return objective, sizes
+    batch, is_additive = next(iter(objective.batches())), objective.is_additive(theta)
+    sizes = _measured(objective, theta, leaves, rows_of(batch, slice(_SAMPLES_OF_A_TRIAL)) if is_additive else batch)
     limit = _ARRAY_BYTES if objective.device.type == "cpu" else _ARRAY_BYTES_ELSEWHERE
-    samples = int(min(limit / max(sizes.largest, 1.0), most / max(sizes.per_sample, 1.0)))
-    return objective.recut(theta, max(1, samples)), sizes
+    samples = max(1, int(min(limit / max(sizes.largest, 1.0), most / max(sizes.per_sample, 1.0))))
+    if not is_additive or (objective.in_memory and all(count(b) <= samples for b in objective.batches())):
+        return objective, sizes
+    return objective.recut(theta, samples), sizes
 
 
 def _measured(objective: Objective, theta: Tensor, leaves: dict[str, Tensor], batch: Batch) -> Sizes:
