@@ -230,7 +230,7 @@ def test_large_images_are_cut_for_the_processor_and_small_vectors_are_not() -> N
     pieces, _ = in_pieces(objective, objective.theta(), objective.leaves(objective.theta()), 10**12)
     sizes = [len(targets) for _, targets in pieces.batches()]
     assert sum(sizes) == 200
-    assert 40 <= max(sizes) <= 70
+    assert 20 <= max(sizes) <= 40
     mlp = Objective(nn.Linear(20, 2), nn.CrossEntropyLoss(), (torch.zeros(2000, 20), labels(2, 2000)))
     pieces, _ = in_pieces(mlp, mlp.theta(), mlp.leaves(mlp.theta()), 10**12)
     assert len(list(pieces.batches())) == 1

@@ -140,7 +140,7 @@ def test_more_pairs_than_parameters_are_all_there_are() -> None:
     assert_close(found.values, torch.ones(2, dtype=torch.float64))
 
 
-def test_the_warm_start_from_a_tenth_of_the_data_changes_no_result() -> None:
+def test_the_warm_start_from_a_part_of_the_data_changes_no_result() -> None:
     objective = mlp_landscape(samples=1500)
     theta = objective.theta()
     found = eigenpairs(objective, theta, tolerance=1e-7)

@@ -10,10 +10,10 @@ from thalweg.batching import Batch, num_samples, rows_of
 from thalweg.errors import DataError
 from thalweg.objective import Objective
 
-# Largest array of a piece on a CPU. Chosen by us: of a network of three 64-channel convolutions, pieces of 50 to
-# 100 samples (13 to 26 MB) took 0.6 times the time of larger ones, since arrays above 32 MB go back to the system
-# after every operation; an MLP of 256 units is best uncut at 5,000 samples, and stays so.
-_ARRAY_BYTES = 16 * 2**20
+# Largest array of a piece on a CPU. Chosen by us: of a network of three 64-channel convolutions, a product over 500
+# samples took 2.0 s in pieces of 2 and of 4 MB, 1.7 s in pieces of 8, 1.9 s of 16, and longer uncut (medians on two
+# cores): large arrays leave the caches, and above 32 MB go back to the system after every operation.
+_ARRAY_BYTES = 8 * 2**20
 # The same on an accelerator, where large arrays are the fast ones; chosen by us so that a tape of dozens fits.
 _ARRAY_BYTES_ELSEWHERE = 512 * 2**20
 # Bytes of a tape times rows, below which one vectorised replay beats a loop: see `hessian.py`.
