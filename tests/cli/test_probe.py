@@ -227,6 +227,83 @@ def test_other_data_are_another_landscape(capsys):
     assert other["samples"] == 12
 
 
+def test_other_test_data_give_another_slice(capsys):
+    words = "net-1.pt --model own:net --data own:both --slice 1d --points 5"
+    first = as_json(words, capsys)["checkpoints"][0]["slice"]["rows"]
+    Path("own.py").write_text(DATA.replace("X + 0.1", "X + 0.9"))
+    sys.modules.pop("own", None)
+    again = as_json(words, capsys)["checkpoints"][0]["slice"]["rows"]
+    assert [row["loss"] for row in again] == [row["loss"] for row in first]
+    assert [row["test_loss"] for row in again] != [row["test_loss"] for row in first]
+
+
+def test_another_loss_of_the_same_value_is_another_landscape(capsys):
+    extra = """
+def zeros():
+    net = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(net.weight)
+    return net
+fit = (torch.ones(4, 1), torch.zeros(4, 1))
+"""
+    Path("own.py").write_text(DATA + extra)
+    torch.save({"weight": torch.zeros(1, 1)}, "zero.pt")
+    words = "zero.pt --model own:zeros --data own:fit --loss"
+    values = [as_json(f"{words} {loss}", capsys)["checkpoints"][0]["largest"]["values"] for loss in ("mse", "huber")]
+    assert values == [[pytest.approx(2.0)], [pytest.approx(1.0)]]
+
+
+def test_a_renamed_checkpoint_has_its_own_name_in_the_slice(capsys):
+    as_json(f"{ONE} --slice 1d --points 3", capsys)
+    Path("net-1.pt").rename("other-1.pt")
+    found = as_json(f"other-1.pt {ONE[9:]} --slice 1d --points 3", capsys)["checkpoints"][0]
+    assert found["slice"]["markers"][0]["name"] == "other-1"
+
+
+def test_one_probe_has_no_error_and_still_a_report(capsys):
+    out, _ = probed(f"{ONE} --density --probes 1 --lanczos-steps 5 --layers --slice 2d --points 3", capsys)
+    assert any("± inf" in line for line in out)
+    assert Path("thalweg-probe/report.html").is_file()
+
+
+def test_thetas_in_float64_stay_so(capsys):
+    thetas = landscape().theta().double()[None] + torch.tensor([1e-12], dtype=torch.float64)
+    save_file({"thetas": thetas}, "run.safetensors")
+    assert as_json("run.safetensors --model own:net --data own:both", capsys)["dtype"] == "float64"
+
+
+def test_thetas_of_a_network_with_buffers_are_refused(capsys):
+    save_file({"thetas": torch.zeros(2, 7)}, "run.safetensors")
+    words = "probe run.safetensors --model mynets:OddResNet --data own:images"
+    assert "buffers or frozen parameters" in refused(words, capsys)
+
+
+def test_half_precision_is_probed_in_float32(capsys):
+    state = {n: t.bfloat16() for n, t in torch.load("net-1.pt", weights_only=True).items()}
+    torch.save(state, "half.pt")
+    assert as_json("half.pt --model own:net --data own:pair", capsys)["dtype"] == "float32"
+
+
+def test_checkpoints_of_two_sizes_have_no_line_between_them(capsys):
+    code = main("embed net-1.pt --model own:net --widths x2 --out wide-9.safetensors".split())
+    assert code == 0
+    words = "net-1.pt wide-9.safetensors --model own:net --data own:pair --eigen 0 --slice 1d --directions through"
+    code = main(f"probe {words}".split())
+    assert code == 2
+    assert "of one network" in capsys.readouterr().err
+
+
+def test_ctrl_c_while_writing_leaves_no_half_file(tmp_path, monkeypatch):
+    from thalweg.lab import files
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(files.os, "replace", stop)
+    with pytest.raises(KeyboardInterrupt):
+        files.write_whole(tmp_path / "x" / "part.json", b"{}")
+    assert list((tmp_path / "x").iterdir()) == []
+
+
 def test_names_that_are_markup_are_escaped(capsys):
     Path("<b>1.pt").write_bytes(Path("net-1.pt").read_bytes())
     assert main(["probe", "<b>1.pt", *"--model own:net --data own:both".split()]) == 0
@@ -243,7 +320,7 @@ def test_names_that_are_markup_are_escaped(capsys):
         ("net-1.pt --model own:net --data own:none", "at least one sample"),
         ("net-1.pt --model own:net --data nowhere", "nowhere"),
         ("net-1.pt --model own:net --arg hidden=7 --data own:pair", "hidden|--arg|shape"),
-        ("net-1.pt --model own:net --data own:images", "Expected"),
+        ("net-1.pt --model own:net --data own:images", "shape|size|matri|run"),
         ("gone.pt --model own:net --data own:pair", "gone.pt"),
         ("net-1.pt --model own:net --data own:pair --slice 3d", "1d, 2d"),
         ("net-1.pt --model own:net --data own:pair --tolerance 2", "--tolerance"),
@@ -273,8 +350,6 @@ def test_a_place_that_cannot_be_written_is_told_before_the_work(capsys):
     assert "folder that can be written" in refused(f"probe {ONE} --out file/x", capsys)
 
 
-def test_too_few_checkpoints_for_a_plane_are_told(capsys):
-    code = main(f"probe net-1.pt net-2.pt {ONE[9:]} --eigen 0 --slice 2d --directions through".split())
-    out, err = capsys.readouterr()
-    assert (code, out) == (2, "")
-    assert "Expected 3 checkpoints" in err
+def test_too_few_checkpoints_for_a_plane_are_told_before_the_work(capsys):
+    words = f"probe net-1.pt net-2.pt {ONE[9:]} --eigen 0 --slice 2d --directions through"
+    assert "Expected 3 checkpoints" in refused(words, capsys)

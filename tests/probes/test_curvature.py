@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from thalweg.errors import DataError, NumericalError, ShapeError
 from thalweg.objective import Objective
-from thalweg.probes import Curvature, HessianOperator, Work, hessian, layers
+from thalweg.probes import Curvature, HessianOperator, hessian, layers
 from thalweg.probes.tape import in_pieces
 
 exact = functools.partial(assert_close, rtol=1e-10, atol=1e-12)
@@ -133,7 +133,8 @@ def test_what_does_not_fit_on_tape_is_recomputed(tape_bytes: int, loader: bool) 
     expected = vector @ hessian(whole, whole.theta())
     for _ in range(2):
         exact(curvature.product(vector), expected)
-    assert curvature.work == Work(1.0, 2.0)
+    assert curvature.work.products == 2.0
+    assert (curvature.work.gradients == 1.0) == (tape_bytes == 10**9)  # what is recomputed is counted
 
 
 def test_the_module_its_buffers_and_its_mode_stay() -> None:
@@ -207,6 +208,49 @@ def test_a_loss_that_couples_samples_is_not_cut() -> None:
     assert objective.recut(theta, 4) is objective
     vector = randn(objective.num_params)
     exact(HessianOperator(objective, theta).product(vector), hessian(objective, theta) @ vector)
+
+
+def test_a_loss_with_weights_of_its_own_is_not_cut() -> None:
+    weight = torch.tensor([1.0, 5.0, 0.2], dtype=torch.float64)
+    data = (randn(60, 2), labels(3, 60).sort().values)  # the first samples are of one class
+
+    def weighted(outputs: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(outputs, targets, weight=weight)
+
+    objective = Objective(nn.Linear(2, 3).double(), weighted, data)
+    assert not objective.is_additive(objective.theta())
+
+
+def test_a_coupling_that_zero_weights_hide_is_found() -> None:
+    net = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, 1)).double()
+    nn.init.zeros_(net[2].weight)
+    objective = Objective(net, nn.MSELoss(), (randn(40, 2), randn(40, 1)))
+    assert not objective.is_additive(objective.theta())
+
+
+def test_a_module_with_its_batch_size_in_the_code_is_not_cut() -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.out = nn.Linear(2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(x.view(20, 2))
+
+    objective = Objective(Fixed().double(), nn.MSELoss(), (randn(20, 2), randn(20, 1)))
+    vector = randn(3)
+    exact(HessianOperator(objective, objective.theta()).product(vector), objective.hvp(objective.theta(), vector))
+
+
+def test_a_shuffling_loader_under_class_weights_is_the_same_landscape() -> None:
+    x, y = images()
+    loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 3.0, 0.5, 2.0], dtype=torch.float64))
+    whole = Objective(cnn(), loss, (x, y))
+    loader = DataLoader(TensorDataset(x, y), batch_size=5, shuffle=True, generator=torch.Generator().manual_seed(1))
+    curvature = HessianOperator(Objective(cnn(), loss, loader), whole.theta(), tape_bytes=0)
+    vector = randn(whole.num_params)
+    for _ in range(3):
+        exact(curvature.product(vector), hessian(whole, whole.theta()) @ vector)
 
 
 def test_recurrent_data_with_time_in_front_is_not_cut() -> None:

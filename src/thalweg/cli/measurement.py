@@ -1,15 +1,11 @@
 """What `thalweg probe` measures at one point: each part on its own, kept on disk as soon as it is whole."""
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import thalweg
-from thalweg.lab.files import write_whole
-from thalweg.lab.plain import canonical, plain
+from thalweg.cli.parts import Parts, Value, digest
+from thalweg.errors import ConfigError
 from thalweg.lab.recipe import Progress
 
 if TYPE_CHECKING:
@@ -26,7 +22,6 @@ NEAR_ZERO = 1e-2
 below the sharpest direction, which 50 Lanczos steps resolve in most networks."""
 
 Axes = Literal["1d", "2d"]
-Value = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -79,6 +74,8 @@ class Point:
         examination: loss and accuracy there.
         gradient: norms there.
         gradient_seconds: what one gradient took.
+        landscape: what tells its landscape from others: a hash of data, loss, coordinates and buffers.
+        test_landscape: the same of the test data; empty without them.
     """
 
     name: str
@@ -89,42 +86,15 @@ class Point:
     examination: "Examination"
     gradient: "GradientNorm"
     gradient_seconds: float
+    landscape: str
+    test_landscape: str
 
     @property
     def fingerprint(self) -> str:
-        """Name the point and its landscape: weights, loss and gradient, to the last bit."""
-        weights = hashlib.sha256(self.theta.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+        """Name the point and its landscape: data, weights, loss and gradient, to the last bit."""
         facts = [self.examination.loss, self.gradient.value, self.gradient.l1, self.gradient.l2]
-        counts = [self.examination.num_samples, str(self.objective.dtype), str(self.objective.device)]
-        return f"{weights} {[value.hex() for value in facts]} {counts}"
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Results on disk, one file for each part, named by what decides it.
-
-    Args:
-        folder: where they lie.
-        workers: processes for slices; they decide nothing.
-    """
-
-    folder: Path
-    workers: int = 1
-
-    def kept(self, identity: Mapping[str, Any], compute: Callable[[], Value]) -> Value:
-        """Read a part, or compute it and write it, whole or not at all.
-
-        Raises:
-            StoreError: it cannot be written.
-        """
-        name = hashlib.sha256(canonical({**identity, "thalweg": thalweg.__version__}).encode()).hexdigest()[:32]
-        path = self.folder / f"{name}.json"
-        try:
-            found: Value = json.loads(path.read_bytes())
-        except (OSError, ValueError):  # not there yet, or not ours
-            found = plain(compute())
-            write_whole(path, json.dumps(found, allow_nan=False).encode())
-        return found
+        places = [digest([self.theta]), str(self.objective.dtype), str(self.objective.device)]
+        return f"{self.landscape} {[value.hex() for value in facts]} {places}"
 
 
 @dataclass(frozen=True)
@@ -161,6 +131,8 @@ def measure(point: Point, wishes: Wishes, parts: Parts, progress: Progress) -> V
         found[part.key] = parts.kept(identity, lambda part=part, inner=inner: part.compute(inner))  # type: ignore[misc]
         done += part.cost
         progress(done / total, f"{point.name}, {part.key.replace('_', ' ')} done")
+    if "slice" in found:  # names decide nothing, and are not kept
+        found["slice"]["markers"] = [{"a": 0.0, "b": 0.0, "name": point.name}]
     return found
 
 
@@ -171,7 +143,7 @@ def cost_of(point: Point, wishes: Wishes, *, is_last: bool) -> float:
 
 def slice_cost(wishes: Wishes) -> float:
     """Estimate the work of a slice, in gradients."""
-    return _LOSS * wishes.points ** int((wishes.slice or "0d")[0])
+    return _LOSS * float(wishes.points) ** float((wishes.slice or "0d")[0])
 
 
 def _facts(point: Point) -> Value:
@@ -221,7 +193,7 @@ def _todo(point: Point, wishes: Wishes, workers: int) -> list[_Part]:
         found.append(_Part("layers", options, cost, _partial(_by_layer, point, options)))
     if wishes.slice and wishes.directions in ("random", "eigen"):
         options = {"axes": wishes.slice, "directions": wishes.directions, "span": wishes.span}
-        options |= {"points": wishes.points, "seed": wishes.seed, "test": point.test is not None}
+        options |= {"points": wishes.points, "seed": wishes.seed, "test": point.test_landscape}
         compute = _partial(_slice, point, {**options, "workers": workers})
         found.append(_Part("slice", options, slice_cost(wishes), compute))
     return found
@@ -349,12 +321,18 @@ def _slice(point: Point, options: Mapping[str, Any], progress: Progress) -> Valu
     if options["directions"] == "eigen":
         pairs = eigenpairs(point.objective, point.theta, count, tolerance=0.01, seed=options["seed"])
         directions = pairs.vectors
-        words = "unit eigenvectors of the largest eigenvalues"
+        doubt = "" if all(pairs.converged) else ", which did not converge"
+        words = f"unit eigenvectors of the largest eigenvalues{doubt}"
     else:
         generator = torch.Generator().manual_seed(options["seed"])
         drawn = [random_direction(point.objective, point.theta, generator=generator) for _ in range(count)]
         directions = torch.stack(drawn)
-        if count == 2 and bool((directions != 0).any(1).all()) and point.objective.num_params > count:
+        if not bool((directions != 0).any(1).all()):
+            raise ConfigError(
+                f"Expected weights with filters that are not zero, for random directions. Got none at {point.name}. "
+                "Take --directions eigen."
+            )
+        if count == 2 and point.objective.num_params > count:
             directions = orthogonalized(directions)
         words = "random, each filter as long as the network's own (Li et al. 2018); biases and norms stay"
     half = options["points"] // 2
@@ -364,7 +342,7 @@ def _slice(point: Point, options: Mapping[str, Any], progress: Progress) -> Valu
         found = line(point.objective, point.theta, directions[0], **walk)
     else:
         found = plane(point.objective, point.theta, directions, **walk)
-    return slice_values(found, words, [{"a": 0.0, "b": 0.0, "name": point.name}])
+    return slice_values(found, words, [])
 
 
 def slice_values(found: "Slice", directions: str, markers: Sequence[Value]) -> Value:

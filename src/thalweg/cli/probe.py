@@ -23,9 +23,10 @@ from thalweg.cli.landscape import (
     load_landscape,
 )
 from thalweg.cli.launch import timed
-from thalweg.cli.measurement import Parts, Point, Value, Wishes, cost_of, measure
+from thalweg.cli.measurement import Point, Wishes, cost_of, measure
 from thalweg.cli.network import Arguments, Model, Net, TrustPickle
 from thalweg.cli.options import AsJson, DataRoot, Device, Workers, checked_device
+from thalweg.cli.parts import Parts, Value
 from thalweg.cli.verdicts import print_json, show_rows
 from thalweg.errors import ConfigError, StoreError
 from thalweg.lab.files import write_whole
@@ -70,8 +71,12 @@ def probe(  # noqa: PLR0913, PLR0917 - one argument per option of the command li
     directions: Annotated[
         str, typer.Option(help="Of the slice: random, eigen, through (2 or 3 checkpoints), or pca (3 and more).")
     ] = "random",
-    span: Annotated[float, typer.Option(help="How far a slice goes, in lengths of its directions.")] = 1.0,
-    points: Annotated[int, typer.Option(min=2, help="Of a slice, along each axis.")] = 51,
+    span: Annotated[
+        float, typer.Option(help="How far a random or eigen slice goes, in lengths of its directions.")
+    ] = 1.0,
+    points: Annotated[
+        int, typer.Option(min=2, help="Of a slice, along each axis; an even number counts one more.")
+    ] = 51,
     batch_size: BatchSize = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or float64. Default: the checkpoint's.")] = None,
     device: Device = "cpu",
@@ -101,9 +106,10 @@ def probe(  # noqa: PLR0913, PLR0917 - one argument per option of the command li
     )
     _check(wishes)
     kind, place = _dtype(dtype), checked_device(device)
-    from thalweg.cli.snapshots import find_snapshots, load_points
+    from thalweg.cli.snapshots import find_snapshots, load_points, require_fitting
 
     snapshots = find_snapshots(checkpoints)
+    require_fitting(snapshots, wishes)
     landscape = load_landscape(
         data,
         data_root=data_root,
@@ -194,7 +200,8 @@ def _measured(points: Sequence[Point], wishes: Wishes, parts: Parts) -> tuple[li
             identity = {
                 "points": [point.fingerprint for point in points],
                 "names": [point.name for point in points],
-                "options": [wishes.slice, wishes.directions, wishes.span, wishes.points, points[0].test is not None],
+                "test": [point.test_landscape for point in points],
+                "options": [wishes.slice, wishes.directions, wishes.points],
             }
 
             def last(fraction: float, text: str) -> None:

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from thalweg.cli.measurement import LARGEST_DENSE, NEAR_ZERO, Value
+from thalweg.cli.measurement import LARGEST_DENSE, NEAR_ZERO
+from thalweg.cli.parts import Value
 from thalweg.lab.figures import Figure, curves, density, eigenvalue_intervals, inertia_bars, plane, spectrum
 from thalweg.lab.report import TextTable
 
@@ -35,12 +36,12 @@ def _facts(point: Value) -> dict[str, str]:
         for place, words in enumerate(_eigenvalues(point.get(key))):
             found[f"{sign}{place + 1}"] = words
     if near := point.get("density"):
-        found["Tr H (Hutchinson)"] = f"{near['trace']['value']:.4g} ± {near['trace']['standard_error']:.2g}"
+        found["Tr H (Hutchinson)"] = f"{near['trace']['value']:.4g} ± {float(near['trace']['standard_error']):.2g}"
         low, high = near["extremes"]
         found["spectrum reaches from"] = f"{low:.4g} to {high:.4g}"
         found["near zero"] = _near_zero(near["near_zero"])
     if trace := point.get("trace"):
-        found["Tr H (XTrace)"] = f"{trace['value']:.5g} ± {trace['standard_error']:.2g}"
+        found["Tr H (XTrace)"] = f"{trace['value']:.5g} ± {float(trace['standard_error']):.2g}"
     if signs := point.get("degeneracy"):
         if "negative" in signs:
             found["negative, zero, positive"] = f"{signs['negative']}, {signs['zero']}, {signs['positive']}"
@@ -65,7 +66,7 @@ def _near_zero(near: Value) -> str:
     guess = f", about {near['value']:.1%}" if near["lower"] > 0 else ""
     return (
         f"{near['lower']:.1%} to {near['upper']:.1%} of eigenvalues within ±{near['threshold']:.2g}{guess} "
-        f"(± {near['standard_error']:.1%} for random probes)"
+        f"(± {float(near['standard_error']):.1%} for random probes)"
     )
 
 
@@ -78,7 +79,8 @@ def tables(points: Sequence[Value]) -> list[TextTable]:
             tuple(columns),
             tuple(rows),
             "λ ± r: an eigenvalue of the Hessian lies within r (the residual ‖Hv − λv‖ of a unit vector v), which is "
-            "certain up to rounding. The estimated error is r² over half the gap to the next Ritz value. "
+            "certain up to rounding. The estimated error is r² over half the gap to the next Ritz value; within ten "
+            "roundings of the largest |λ| a value counts as converged whatever it is. "
             f"Near zero means within {NEAR_ZERO:g} of the largest |λ|.",
         )
     ]
@@ -97,7 +99,7 @@ def _layer_table(name: str, layers: Sequence[Value]) -> TextTable:
                 f"{row['gradient']:.4g}",
                 f"{row['largest']['values'][0]:.5g}",
                 f"{row['largest']['residuals'][0]:.1g}",
-                f"{trace['value']:.4g} ± {trace['standard_error']:.2g}" if trace else "–",
+                f"{trace['value']:.4g} ± {float(trace['standard_error']):.2g}" if trace else "–",
             )
         )
     heads = ("layer", "parameters", "gradient, l2 norm", "λ1 of its block", "± r", "trace of its block")

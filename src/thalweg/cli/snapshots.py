@@ -1,22 +1,26 @@
 """Checkpoints on the command line as points of one landscape: files, folders of them, snapshots of a training."""
 
+import math
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thalweg.cli.landscape import Landscape, objective_on
-from thalweg.cli.measurement import Point, Value, Wishes, slice_values
+from thalweg.cli.measurement import Point, Wishes, slice_values
 from thalweg.cli.network import load_network
+from thalweg.cli.parts import Value, digest
 from thalweg.cli.samples import first_batch
-from thalweg.errors import CheckpointError, ConfigError, DataError
+from thalweg.errors import CheckpointError, ConfigError, DataError, NumericalError, ShapeError
 from thalweg.lab.recipe import Progress
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from thalweg.objective import Objective
 
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt")
 _SAMPLES = 4  # of the first batch, to run a network once; chosen by us
@@ -57,7 +61,12 @@ def find_snapshots(paths: Sequence[Path]) -> list[Snapshot]:
         else:
             found += _trajectory(path) or [Snapshot(path.stem, path, _step(path))]
     names = [snapshot.name for snapshot in found]
-    return [s if names.count(s.name) == 1 else Snapshot(str(s.path), s.path, s.step, s.row) for s in found]
+    return [s if names.count(s.name) == 1 else _by_path(s) for s in found]
+
+
+def _by_path(snapshot: Snapshot) -> Snapshot:
+    name = str(snapshot.path) if snapshot.row is None else f"{snapshot.path}, {snapshot.name}"
+    return replace(snapshot, name=name)
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
@@ -109,12 +118,32 @@ def load_points(
     return [_point(snapshot, landscape, dtype, device, network) for snapshot in snapshots]
 
 
+def require_fitting(snapshots: Sequence[Snapshot], wishes: Wishes) -> None:
+    """See that a slice through checkpoints has as many as it needs, before anything is computed.
+
+    Raises:
+        ConfigError: it has fewer or more.
+    """
+    if wishes.slice is None or wishes.directions not in ("through", "pca"):
+        return
+    least = 2 if wishes.slice == "1d" else 3
+    most = 10**9 if wishes.directions == "pca" else least
+    if not least <= len(snapshots) <= most:
+        wanted = f"{least}" if least == most else f"at least {least}"
+        words = f"--slice {wishes.slice} --directions {wishes.directions}"
+        raise ConfigError(f"Expected {wanted} checkpoints for {words}. Got {len(snapshots)}. Name them.")
+
+
 def _point(
     snapshot: Snapshot, landscape: Landscape, dtype: "torch.dtype | None", device: str, network: dict[str, Any]
 ) -> Point:
+    import torch
+
     from thalweg.probes import examine, gradient_norm
 
     module = _module(snapshot, landscape, network)
+    if dtype is None and next(module.parameters()).dtype not in (torch.float32, torch.float64):
+        dtype = torch.float32  # half precision has no curvature to speak of
     objective = objective_on(landscape, module, dtype=dtype, device=device)
     test = None
     if landscape.test_data is not None:
@@ -128,7 +157,25 @@ def _point(
         seconds = min(seconds, time.perf_counter() - start)
         if seconds > _SLOW:
             break
-    return Point(snapshot.name, snapshot.step, objective, test, theta, examination, gradient, seconds)
+    if not math.isfinite(gradient.l1):
+        raise NumericalError(
+            f"Expected a finite gradient at {snapshot.name}. Got {gradient.l1}. Check the loss there."
+        )
+    return Point(
+        *(snapshot.name, snapshot.step, objective, test, theta, examination, gradient, seconds),
+        landscape=_identity(objective, landscape),
+        test_landscape=_identity(test, landscape) if test is not None else "",
+    )
+
+
+def _identity(objective: "Objective", landscape: Landscape) -> str:
+    """Hash what decides a landscape: data, loss, coordinates, buffers and frozen parameters."""
+    from torch.utils._pytree import tree_leaves
+
+    state = [*objective.module.named_buffers(), *objective.module.named_parameters()]
+    fixed = [part for name, value in state if name not in objective.space.names for part in (name, value)]
+    data = (leaf for batch in objective.batches() for leaf in tree_leaves(batch))
+    return digest([landscape.loss_words, objective.space.names, objective.space.shapes, *fixed, *data])
 
 
 def _module(snapshot: Snapshot, landscape: Landscape, network: dict[str, Any]) -> "nn.Module":
@@ -141,13 +188,19 @@ def _module(snapshot: Snapshot, landscape: Landscape, network: dict[str, Any]) -
 
         with safetensors.safe_open(snapshot.path, framework="pt") as file:
             theta = file.get_slice("thetas")[snapshot.row]
-        space = Space.of(module)
+        space, whole = Space.of(module.to(theta.dtype)), [*module.parameters(), *module.buffers()]
+        if len(whole) > len(space.names):
+            raise CheckpointError(
+                f"Expected a network of nothing but trainable parameters for the thetas of {snapshot.path}. "
+                f"Got {len(whole) - len(space.names)} buffers or frozen parameters, which thetas lack. "
+                "Save a state dict for each snapshot."
+            )
         if len(theta) != space.num_params:
             raise CheckpointError(
                 f"Expected thetas of {space.num_params} parameters in {snapshot.path}. Got {len(theta)}. "
                 "Give the factory its arguments: --arg key=value."
             )
-        space.write(theta.to(next(module.parameters()).dtype), module)
+        space.write(theta, module)
     return module
 
 
@@ -168,7 +221,6 @@ def shared_slice(points: Sequence[Point], wishes: Wishes, workers: int, progress
     """Lay one line or plane through several checkpoints, or along their principal components.
 
     Raises:
-        ConfigError: the number of checkpoints does not fit.
         NumericalError: the checkpoints lie on one line.
         ShapeError: they are of different networks.
     """
@@ -176,33 +228,31 @@ def shared_slice(points: Sequence[Point], wishes: Wishes, workers: int, progress
 
     from thalweg.probes import line, plane, principal_components, three_points
 
+    centre = points[-1] if wishes.directions == "pca" else points[0]
+    for point in points:
+        if point.objective.space != centre.objective.space:
+            raise ShapeError(
+                f"Expected checkpoints of one network. Got {point.name} of {point.objective.num_params:,} parameters "
+                f"and {centre.name} of {centre.objective.num_params:,}. Take those of one size."
+            )
     first = points[0]
-    walk: Any = {"test": first.test, "workers": workers, "progress": progress}
-    thetas = [point.theta for point in points]
+    walk: Any = {"test": centre.test, "workers": workers, "progress": progress}
+    thetas, half = [point.theta for point in points], wishes.points // 2
+    kept = f"; buffers are those of {centre.name}" if list(centre.objective.module.buffers()) else ""
     if wishes.slice == "1d":
-        _require(points, 2, 2, "--slice 1d --directions through")
-        half = wishes.points // 2
-        reach = torch.arange(-half, half + 1, dtype=torch.float64) / max(half, 1)
-        coordinates = 0.5 + reach * (0.5 + wishes.span / 4)
+        coordinates = 0.5 + 0.75 * torch.arange(-half, half + 1, dtype=torch.float64) / max(half, 1)
         found = line(first.objective, thetas[0], thetas[1] - thetas[0], coordinates=coordinates, **walk)
         markers: list[Value] = [{"a": float(i), "b": 0.0, "name": p.name} for i, p in enumerate(points)]
-        return slice_values(found, f"the straight line from {first.name} (0) to {points[1].name} (1)", markers)
+        words = f"the straight line from {first.name} (0) to {points[1].name} (1)"
+        return slice_values(found, words + kept, markers)
     if wishes.directions == "pca":
-        _require(points, 3, 10**9, "--directions pca")
         laid = principal_components(torch.stack(thetas))
         shares = " and ".join(f"{share:.1%}" for share in laid.explained or ())
         words = f"principal components of the way, seen from {points[-1].name}; they explain {shares} of it"
     else:
-        _require(points, 3, 3, "--slice 2d --directions through")
         laid = three_points(*thetas)
         words = "the plane through the three checkpoints; lengths are distances of their weights"
-    centre = points[-1] if wishes.directions == "pca" else first
-    found = plane(centre.objective, laid.origin, laid.directions, coordinates=laid.coordinates(wishes.points), **walk)
+    grid = laid.coordinates(2 * half + 1)
+    found = plane(centre.objective, laid.origin, laid.directions, coordinates=grid, **walk)
     places = zip(points, laid.points.values(), strict=True)
-    return slice_values(found, words, [{"a": x, "b": y, "name": p.name} for p, (x, y) in places])
-
-
-def _require(points: Sequence[Point], least: int, most: int, words: str) -> None:
-    if not least <= len(points) <= most:
-        wanted = f"{least}" if least == most else f"at least {least}"
-        raise ConfigError(f"Expected {wanted} checkpoints for {words}. Got {len(points)}. Name them.")
+    return slice_values(found, words + kept, [{"a": x, "b": y, "name": p.name} for p, (x, y) in places])

@@ -38,9 +38,12 @@ def write_whole(path: Path, content: bytes) -> None:
         write_flushed(aside, content)
         os.replace(aside, path)
         flush_folder(path.parent)
-    except OSError as error:
-        aside.unlink(missing_ok=True) if aside.parent.is_dir() else None
-        raise unwritable(path, error) from error
+    except BaseException as error:  # Ctrl-C too leaves nothing half-written
+        if aside.parent.is_dir():
+            aside.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise unwritable(path, error) from error
+        raise
 
 
 def unwritable(path: Path, error: OSError) -> StoreError:

@@ -37,7 +37,7 @@ class Work:
     """What was computed, in passes over the full data.
 
     Args:
-        gradients: gradients, recorded tapes among them.
+        gradients: gradients, recorded tapes among them, and what of them is recorded again at a product.
         products: products with a vector.
     """
 
@@ -179,7 +179,7 @@ class HessianOperator:
         for tape in self._tapes:
             tape.add_products(parts, totals)
         if self._rest is not None:
-            self._recompute(self._rest, parts, totals)
+            weights = self._recompute(self._rest, parts, totals) or weights
         self.work = self.work.plus(Work(products=float(len(vectors))))
         found = torch.cat([total.reshape(len(vectors), -1) for total in totals], 1).div_(weights)
         if not math.isfinite(float(found.sum())):
@@ -225,25 +225,32 @@ class HessianOperator:
         if not is_kept:
             if not pieces.in_memory:  # a loader may give its batches in another order
                 self._tapes = []
-            self._rest = _Rest(pieces, len(self._tapes), sizes, value)
+            self._rest = _Rest(pieces, len(self._tapes), sizes, value / weights)
         self.work = self.work.plus(Work(gradients=1.0))
         weights = 1.0 if pieces.reduction == "sum" else weights
         gradient = torch.cat([total.reshape(-1) for total in totals]).div_(weights)
         return _Summary(value / weights, gradient, weights)
 
-    def _recompute(self, rest: "_Rest", parts: dict[str, Tensor], totals: list[Tensor]) -> None:
-        value = 0.0
+    def _recompute(self, rest: "_Rest", parts: dict[str, Tensor], totals: list[Tensor]) -> float | None:
+        """Add what is on no tape; give the total weight if that is everything, as this pass has it."""
+        value = weights = 0.0
+        num_pieces = 0
         with plain_kernels():
             for place, (weight, batch) in enumerate(rest.pieces.weighted_batches()):
+                num_pieces += 1
                 if place >= rest.skipped:
                     tape = record(rest.pieces, self._point, self._leaves, weight, batch, rest.sizes.of(batch))
                     tape.add_products(parts, totals)
-                    value += weight * tape.loss
-        if rest.skipped == 0 and not math.isclose(value, rest.value, rel_tol=_SAME_LOSS, abs_tol=1e-30):
+                    value, weights = value + weight * tape.loss, weights + weight
+        self.work = self.work.plus(Work(gradients=1.0 - rest.skipped / num_pieces))
+        if rest.skipped:
+            return None
+        if not math.isclose(value / weights, rest.value, rel_tol=_SAME_LOSS, abs_tol=1e-30):
             raise DataError(
-                f"Expected the same data on every pass. Got a total loss of {value:.6g} after {rest.value:.6g}. "
+                f"Expected the same data on every pass. Got a loss of {value / weights:.6g} after {rest.value:.6g}. "
                 "Switch off random augmentation, or pass a fixed sample."
             )
+        return 1.0 if rest.pieces.reduction == "sum" else weights
 
 
 @dataclass(frozen=True)
@@ -257,7 +264,7 @@ class _Summary:
 
 @dataclass(frozen=True)
 class _Rest:
-    """What is recomputed at each product: pieces after the first so many; the total loss of all of them."""
+    """What is recomputed at each product: pieces after the first so many; the mean loss of all of them."""
 
     pieces: Objective
     skipped: int

@@ -89,6 +89,7 @@ class SpectralDensity:
         nodes: Ritz values, ascending, shape (probes, steps), float64; a short quadrature repeats its last.
         weights: squared first components, each row summing to 1 (0 for repeats).
         num_params: number of eigenvalues that the density is of.
+        exhausted: for each probe, whether its quadrature spans all that the vector reaches, and so is its measure.
         residuals: of the smallest and the largest Ritz value over all probes: an eigenvalue lies within.
         work: gradients and products, in passes over the full data.
         seconds: wall time.
@@ -97,6 +98,7 @@ class SpectralDensity:
     nodes: Float[Tensor, "probes steps"]
     weights: Float[Tensor, "probes steps"]
     num_params: int
+    exhausted: tuple[bool, ...]
     residuals: tuple[float, float]
     work: Work
     seconds: float
@@ -171,7 +173,8 @@ class SpectralDensity:
         """
         if threshold < 0:
             raise ConfigError(f"Expected a threshold of at least 0. Got {threshold}. Pass its absolute value.")
-        pairs = [_bracket(x, w, threshold) for x, w in zip(self.nodes, self.weights, strict=True)]
+        rows = zip(self.nodes, self.weights, self.exhausted, strict=True)
+        pairs = [_bracket(x, w, threshold, is_exact=done) for x, w, done in rows]
         lower, upper = (_mean(torch.tensor(side, dtype=torch.float64)) for side in zip(*pairs, strict=True))
         inside = _mean((self.weights * (self.nodes.abs() <= threshold)).sum(1))
         error = max(part.standard_error for part in (inside, lower, upper))
@@ -236,13 +239,14 @@ def spectral_density(
                 progress(share, f"probe {probe + 1} of {num_probes}, step {step} of {steps}")
 
         rows.append(_quadrature(curvature, first, basis, watch))
-    nodes, weights, residuals = zip(*rows, strict=True)
+    nodes, weights, residuals, exhausted = zip(*rows, strict=True)
     low = min(range(num_probes), key=lambda i: float(nodes[i][0]))
     high = max(range(num_probes), key=lambda i: float(nodes[i][-1]))
     return SpectralDensity(
         nodes=torch.stack([_padded(n, steps, float(n[-1])) for n in nodes]),
         weights=torch.stack([_padded(w, steps, 0.0) for w in weights]),
         num_params=curvature.size,
+        exhausted=tuple(exhausted),
         residuals=(residuals[low][0], residuals[high][1]),
         work=curvature.work.plus(before, -1.0),
         seconds=time.perf_counter() - start,
@@ -251,11 +255,11 @@ def spectral_density(
 
 def _quadrature(
     curvature: Curvature, first: Tensor, basis: Tensor, watch: Callable[[int], None]
-) -> tuple[Tensor, Tensor, tuple[float, float]]:
-    """Lanczos from a unit vector: Ritz values, squared first components, residuals of the outermost two."""
+) -> tuple[Tensor, Tensor, tuple[float, float], bool]:
+    """Lanczos from a unit vector: Ritz values, squared first components, residuals of both ends, whether it ended."""
     alphas: list[float] = []
     betas: list[float] = []
-    vector, scale = first, 0.0
+    vector, scale, is_exhausted = first, 0.0, False
     eps = torch.finfo(basis.dtype).eps
     for step in range(len(basis)):
         basis[step] = vector
@@ -269,7 +273,8 @@ def _quadrature(
         scale = max(scale, abs(alphas[-1]), beta)
         betas.append(beta)
         watch(step + 1)
-        if beta <= _ROUNDINGS * eps * scale:
+        is_exhausted = beta <= _ROUNDINGS * eps * scale
+        if is_exhausted:
             break
         vector = image / beta
     matrix = torch.diag(torch.tensor(alphas, dtype=torch.float64))
@@ -280,21 +285,19 @@ def _quadrature(
         raise NumericalError("Expected finite Lanczos coefficients. Got NaN or infinity. Check the point.")
     nodes, columns = torch.linalg.eigh(matrix)
     last = columns[-1].abs() * betas[-1]
-    return nodes, columns[0].square(), (float(last[0]), float(last[-1]))
+    return nodes, columns[0].square(), (float(last[0]), float(last[-1])), is_exhausted
 
 
 def _padded(values: Tensor, length: int, filler: float) -> Tensor:
     return torch.cat([values, values.new_full((length - len(values),), filler)])
 
 
-def _bracket(nodes: Tensor, weights: Tensor, threshold: float) -> tuple[float, float]:
+def _bracket(nodes: Tensor, weights: Tensor, threshold: float, *, is_exact: bool) -> tuple[float, float]:
     """What is certainly, and what is possibly within ±threshold of zero under the measure of one quadrature."""
-    real = weights > 0
-    x, total = nodes[real], torch.cat([weights.new_zeros(1), weights[real].cumsum(0)])
-    if len(x) and float(total[-1]) > 0 and len(x) < len(nodes):  # exhausted: the quadrature is the measure
-        inside = (x >= -threshold) & (x <= threshold)
-        mass = float(weights[real][inside].sum())
+    if is_exact:
+        mass = float(weights[nodes.abs() <= threshold].sum())
         return mass, mass
+    x, total = nodes, torch.cat([weights.new_zeros(1), weights.cumsum(0)])
     first = int((x < -threshold).sum())  # nodes below the interval
     last = int((x <= threshold).sum())  # nodes below its end
     # Below -threshold lies at most what lies at or below the next node; at least what lies below the last one.

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from thalweg.errors import ConfigError, DataError
+from thalweg.errors import ConfigError, DataError, ShapeError
 from thalweg.objective import Objective
 from thalweg.probes.curvature import TAPE_BYTES, Curvature, HessianOperator, Work
 from thalweg.probes.lanczos import RitzPairs, Which, lanczos
@@ -51,7 +51,8 @@ class Eigenpairs:
         vectors: orthonormal, one per row, shape (pairs, params), in the objective's dtype.
         residuals: ‖Hv - λv‖, shape (pairs,).
         errors: estimated error of each value, at most its residual.
-        converged: whether that error is at most the tolerance, for each pair.
+        converged: whether that error is at most the tolerance, for each pair; or at most ten roundings of the
+            largest |λ|, below which no eigenvalue can be told in this precision.
         which: "largest", "smallest" or "magnitude".
         tolerance: asked for, relative to |λ|.
         method: in words.
@@ -166,6 +167,8 @@ def eigenpairs_of(  # noqa: PLR0913 - the keywords of `eigenpairs`, and the star
 
     Raises:
         ConfigError: fewer than one pair, a tolerance that is not positive, or power iteration for a sign.
+        ShapeError: a start vector is zero or of another length.
+        NumericalError: a product is not finite.
 
     Example:
         >>> x = torch.linspace(-1, 1, 3, dtype=torch.float64).unsqueeze(1)
@@ -177,9 +180,18 @@ def eigenpairs_of(  # noqa: PLR0913 - the keywords of `eigenpairs`, and the star
     began = time.perf_counter()
     checked = _checked(num_pairs, which, tolerance, method, max_products)
     before = curvature.work
-    begin = _random(curvature, seed)[None] if start is None else start
+    begin = _random(curvature, seed)[None] if start is None else _usable(curvature, start)
     found = _search(curvature, begin, checked, seed, progress)
     return _result(found, checked, curvature.work.plus(before, -1.0), time.perf_counter() - began)
+
+
+def _usable(curvature: Curvature, start: Tensor) -> Tensor:
+    if start.ndim != 2 or start.shape[1] != curvature.size or not bool((start.norm(dim=1) > 0).all()):
+        raise ShapeError(
+            f"Expected start vectors that are not zero, of shape (starts, {curvature.size}). "
+            f"Got shape {tuple(start.shape)}, or zeros. Leave it out for a random one."
+        )
+    return start.detach().to(device=curvature.device, dtype=curvature.dtype)
 
 
 @dataclass(frozen=True)
@@ -195,6 +207,11 @@ def _checked(num_pairs: int, which: Which, tolerance: float, method: Method, max
     if num_pairs < 1 or max_products < 1:
         raise ConfigError(
             f"Expected at least one pair and one product. Got {num_pairs} and {max_products}. Ask for more."
+        )
+    if which not in ("largest", "smallest", "magnitude") or method not in ("lanczos", "power"):
+        raise ConfigError(
+            "Expected which 'largest', 'smallest' or 'magnitude' and method 'lanczos' or 'power'. "
+            f"Got {which!r} and {method!r}. Choose among them."
         )
     if not 0.0 < tolerance < 1.0:
         raise ConfigError(f"Expected a tolerance between 0 and 1. Got {tolerance}. Choose one such as 1e-3.")
@@ -269,9 +286,9 @@ def _warm_start(curvature: HessianOperator, random: Tensor, seed: int) -> tuple[
     count = max(_WARM_LEAST, round(_WARM_SHARE * total))
     try:
         sample = curvature.sampled(count, seed)
-    except DataError:  # what comes in batches that cannot be cut
+        begin = (random + normalize(sample.gradient, dim=0))[None]
+    except DataError:  # batches that cannot be cut, or a sample in which no target counts
         return None
-    begin = (random + normalize(sample.gradient, dim=0))[None]
     found = lanczos(
         *(sample.product, begin, 1),
         which="largest",

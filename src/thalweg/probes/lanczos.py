@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from thalweg.errors import NumericalError
+
 Which = Literal["largest", "smallest", "magnitude"]
 Watch = Callable[[int, int, float], None]
 
@@ -35,7 +37,7 @@ class RitzPairs:
         residuals: ‖Hv - λv‖, shape (pairs,): an eigenvalue of H lies within this of λ.
         errors: what the value is estimated to be wrong by, shape (pairs,): the residual, or its square over half
             the gap to the other Ritz values where that is smaller.
-        converged: the error is at most what was asked for, for each pair.
+        converged: the error is at most what was asked for, or ten roundings of the largest Ritz value.
         products: products taken.
     """
 
@@ -74,6 +76,9 @@ def lanczos(  # noqa: PLR0913 - a solver of its own, whose every limit is the ca
 
     Returns:
         The best pairs found, converged or not.
+
+    Raises:
+        NumericalError: a product is not finite.
     """
     search = _Search(product, starts, basis_size, generator)
     wanted = min(num_pairs, starts.shape[1])
@@ -124,6 +129,8 @@ class _Search:
         self._basis[place] = direction
         self._images[place] = self._product(direction)
         self.products += 1
+        if not bool(torch.isfinite(self._images[place]).all()):
+            raise NumericalError("Expected finite products. Got NaN or infinity. Check the point, and your map.")
         column = (self._basis[: place + 1] @ self._images[place]).double().cpu()
         self._inner[place, : place + 1] = column
         self._inner[: place + 1, place] = column

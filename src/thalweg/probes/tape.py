@@ -147,7 +147,7 @@ def _measured(objective: Objective, theta: Tensor, leaves: dict[str, Tensor], ba
     point = objective.leaves(theta)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         record(objective, {**point, **leaves}, leaves, 1.0, batch, 0.0)
-    fixed = float(theta.numel() * theta.element_size())
+    fixed = 2.0 * theta.numel() * theta.element_size()  # the parameters' clones, and the gradient itself
     samples = count(batch)
     parameter_sizes = {leaf.numel() * leaf.element_size() for leaf in point.values()}
     arrays = [size for size in held.values() if size not in parameter_sizes]

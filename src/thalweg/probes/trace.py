@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from thalweg.errors import ConfigError
+from thalweg.errors import ConfigError, NumericalError
 from thalweg.probes.curvature import Curvature, Work
 
 Progress = Callable[[float, str], None]
@@ -82,6 +82,8 @@ def hessian_trace(
         found = []
         for column in columns.T:
             found.append(curvature.product(column.to(curvature.dtype)).double())
+            if not bool(torch.isfinite(found[-1]).all()):
+                raise NumericalError("Expected finite products. Got NaN or infinity. Check the point, and your map.")
             done += 1
             if progress is not None:
                 progress(done / (2 * half), f"product {done} of {2 * half}")
