@@ -135,20 +135,10 @@ class Objective:
         beside = theta + _STEP * away * (theta.abs().mean() + _STEP)
         try:
             order = torch.randperm(num_samples(first), generator=generator)
-            is_sum = self.reduction == "sum"
-            return len(order) > 1 and all(
-                adds_up(
-                    first, order, functools.partial(self._weight_and_loss, point), is_sum=is_sum, dtype=self.dtype
-                )
-                for point in (theta, beside)
-            )
-        except (
-            DataError,
-            RuntimeError,
-            ValueError,
-            TypeError,
-            IndexError,
-        ):  # no row per sample, or a size in the code
+            options: Any = {"is_sum": self.reduction == "sum", "dtype": self.dtype}
+            measures = [functools.partial(self._weight_and_loss, point) for point in (theta, beside)]
+            return len(order) > 1 and all(adds_up(first, order, measure, **options) for measure in measures)
+        except _NOT_CUT:
             return False
 
     def recut(self, theta: Float[Tensor, " params"], size: int) -> "Objective":
@@ -398,5 +388,7 @@ class Objective:
 
 # Points per vmap chunk. Chosen by us: larger chunks do not pay on a CPU and cost memory in proportion.
 _POINTS_PER_CHUNK = 64
+# What a batch raises that is not one row per sample, or whose size stands in the code.
+_NOT_CUT = (DataError, RuntimeError, ValueError, TypeError, IndexError)
 # Step to the point beside of `is_additive`, over the mean |theta|. Chosen by us, far above rounding and nearby.
 _STEP = 0.01

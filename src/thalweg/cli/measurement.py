@@ -1,5 +1,6 @@
 """What `thalweg probe` measures at one point: each part on its own, kept on disk as soon as it is whole."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -143,7 +144,8 @@ def cost_of(point: Point, wishes: Wishes, *, is_last: bool) -> float:
 
 def slice_cost(wishes: Wishes) -> float:
     """Estimate the work of a slice, in gradients."""
-    return _LOSS * float(wishes.points) ** float((wishes.slice or "0d")[0])
+    axes = {None: 0, "1d": 1, "2d": 2}[wishes.slice]
+    return _LOSS * math.prod([wishes.points] * axes)
 
 
 def _facts(point: Point) -> Value:
