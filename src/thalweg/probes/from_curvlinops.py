@@ -4,13 +4,16 @@ They are not written again here: curvlinops has them, tested. It is optional, si
 """
 
 import copy
+import math
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from thalweg.batching import num_samples
 from thalweg.errors import ConfigError
+from thalweg.kernels import plain_kernels
 from thalweg.objective import Objective
 from thalweg.probes.curvature import Work, one_point
 
@@ -48,7 +51,8 @@ class CurvlinopsMatrix:
     def product(self, vector: Float[Tensor, " params"]) -> Float[Tensor, " params"]:
         """Multiply with a vector."""
         self.work = self.work.plus(Work(products=1.0))
-        found: Tensor = self.operator @ vector
+        with plain_kernels():
+            found: Tensor = self.operator @ vector.to(device=self.device, dtype=self.dtype)
         return found.detach()
 
 
@@ -68,8 +72,8 @@ def from_curvlinops(
         The matrix.
 
     Raises:
-        ConfigError: curvlinops is not installed or of another major version, the kind is unknown, or the loss is
-            no module.
+        ConfigError: curvlinops is not installed or of another major version, the kind is unknown, the loss is no
+            module, or it weighs batches by something else than their samples, which curvlinops does.
         ShapeError: theta does not fit the module.
 
     **Source:** https://github.com/f-dangel/curvlinops, version 3.
@@ -82,6 +86,7 @@ def from_curvlinops(
             f"Expected a loss module such as torch.nn.CrossEntropyLoss(). Got {objective.loss!r}. "
             "curvlinops takes no other."
         )
+    _require_equal_weights(objective)
     point = one_point(objective, theta)
     module = copy.deepcopy(objective.module)
     objective.space.write(point, module)
@@ -91,6 +96,18 @@ def from_curvlinops(
         module, objective.loss, [named[n] for n in objective.space.names], list(objective.batches()), **options
     )
     return CurvlinopsMatrix(operator, objective.dtype, objective.device)
+
+
+def _require_equal_weights(objective: Objective) -> None:
+    """See that R is the mean over samples, or their sum, as curvlinops takes it."""
+    if objective.reduction == "sum":
+        return
+    shares = [weight / num_samples(batch) for weight, batch in objective.weighted_batches()]
+    if objective.reduction == "none" or not all(math.isclose(share, shares[0]) for share in shares):
+        raise ConfigError(
+            "Expected a mean loss in which every sample counts the same. Got batches of other weights, or "
+            "reduction='none'. Leave out class weights and ignored targets, or use HessianOperator."
+        )
 
 
 def _library() -> Any:
