@@ -13,8 +13,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from thalweg.errors import ConfigError, StoreError
 from thalweg.lab.catalogue import load_recipe
 from thalweg.lab.claims import ClaimResult, judge
@@ -180,6 +178,7 @@ def _data_files(outcome: Outcome) -> dict[str, bytes]:
             raise ConfigError(f"Expected flat rows. Got lists in a cell of table {name!r}. Use more rows.")
     files = {TABLES: table_bytes(plain(outcome.tables))}
     if outcome.arrays:
+        import numpy as np
         from safetensors.numpy import save
 
         arrays = {name: np.asarray(value, order="C") for name, value in outcome.arrays.items()}

@@ -5,8 +5,6 @@ import math
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
-import numpy as np
-
 from thalweg.errors import ConfigError
 
 
@@ -20,11 +18,12 @@ def plain(value: object) -> Any:
         ConfigError: the value is of a kind that has no JSON form, such as a tensor or a module.
 
     Example:
+        >>> import numpy as np
         >>> plain({"widths": np.array([2, 3]), "loss": float("nan")})
         {'widths': [2, 3], 'loss': 'nan'}
     """
-    if isinstance(value, np.generic | np.ndarray):
-        return plain(value.tolist())
+    if type(value).__module__ == "numpy":  # an array or a scalar, told without loading NumPy
+        return plain(value.tolist())  # type: ignore[attr-defined]
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):

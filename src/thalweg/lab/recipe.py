@@ -4,16 +4,19 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from thalweg.errors import ConfigError
 from thalweg.lab.claims import Claim
-from thalweg.lab.figures.figure import Figure
 from thalweg.lab.suggest import did_you_mean
 from thalweg.lab.tables import Tables
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from thalweg.lab.figures.figure import Figure
 
 Progress = Callable[[float, str], None]
 
@@ -69,7 +72,7 @@ class Outcome:
     """
 
     tables: Tables
-    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+    arrays: "Mapping[str, np.ndarray]" = field(default_factory=dict)
     measured: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -106,7 +109,7 @@ class Recipe:
     presets: Mapping[str, Preset]
     claims: tuple[Claim, ...]
     run: Callable[[Any, Context], Outcome]
-    figures: Callable[[Tables], Sequence[Figure]]
+    figures: "Callable[[Tables], Sequence[Figure]]"
     summary: str = ""
     num_threads: int | None = None
 

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from thalweg.errors import StoreError
@@ -17,6 +16,9 @@ from thalweg.lab.plain import canonical
 from thalweg.lab.runs.environment import Environment
 from thalweg.lab.runs.identity import run_id
 from thalweg.lab.tables import Table
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Status = Literal["finished", "failed"]
 
@@ -114,7 +116,7 @@ class Run:
         found: dict[str, Table] = json.loads(_read(self.folder / TABLES))
         return found
 
-    def arrays(self) -> dict[str, np.ndarray]:
+    def arrays(self) -> "dict[str, np.ndarray]":
         """Read the arrays; none if the run stored none.
 
         Raises:
