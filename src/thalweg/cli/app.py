@@ -12,12 +12,23 @@ import typer.main
 import thalweg
 from thalweg.cli.faults import INTERRUPTED, exit_code, lines
 
-# Each name is a module of `thalweg.cli` with a function of that name: the command. To add one, add its name.
-COMMANDS = ("tour", "recipes", "run", "runs", "report", "view", "embed", "reduce", "probe")
+# Each name is a module of `thalweg.cli` with a function of that name: the command. To add one, add its name and
+# the first line of its docstring: a command that is not asked for is listed without being loaded.
+COMMANDS = {
+    "tour": "Run every built-in recipe in its quick size: minutes on a laptop, ends with one report.",
+    "recipes": "List the built-in recipes.",
+    "run": "Run a recipe and hold its claims against what it measures; what the store has is not run again.",
+    "runs": "List the runs of the store; damaged ones are named on stderr.",
+    "report": "Write one HTML report of stored runs; it is self-contained and computes nothing.",
+    "view": "Print the groups of units of a network: what makes them, what reads them, what may be done to them.",
+    "embed": "Write a wider checkpoint that computes the same; a critical point stays a critical point.",
+    "reduce": "Write a narrower checkpoint; without --similarity and --amplitude it computes the same.",
+    "probe": "Measure gradient, curvature, degeneracy and slices of the landscape at checkpoints of a network.",
+}
 
 
-def build() -> typer.Typer:
-    """Put the commands together."""
+def build(words: Sequence[str]) -> typer.Typer:
+    """Put the commands together; only those among the words are loaded."""
     app = typer.Typer(
         name="thalweg",
         help="Charts the loss landscape of a neural network.",
@@ -27,9 +38,16 @@ def build() -> typer.Typer:
         pretty_exceptions_enable=False,
     )
     app.callback()(_common)
-    for name in COMMANDS:
-        app.command(name)(getattr(importlib.import_module(f"thalweg.cli.{name}"), name))
+    for name, summary in COMMANDS.items():
+        if name in words:
+            app.command(name)(getattr(importlib.import_module(f"thalweg.cli.{name}"), name))
+        else:
+            app.command(name, help=summary)(_not_loaded)
     return app
+
+
+def _not_loaded() -> None:
+    """Stand for a command that the command line does not name."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     is_debugged = "--debug" in words or bool(os.environ.get("THALWEG_DEBUG"))
-    command = typer.main.get_command(build())
+    command = typer.main.get_command(build(words))
     try:
         command.main(args=[word for word in words if word != "--debug"], prog_name="thalweg")
     except SystemExit as stop:

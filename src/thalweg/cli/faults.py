@@ -1,12 +1,13 @@
 """Faults in words: what went wrong in one line each, and the exit code that tells whose fault it is."""
 
 from collections.abc import Iterable
-from typing import Any
-
-from pydantic import ValidationError
+from typing import TYPE_CHECKING, Any
 
 from thalweg.errors import ThalwegError
 from thalweg.lab.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 INTERNAL, WRONG_INPUT, CLAIM_FAILS, INTERRUPTED = 1, 2, 3, 130
 
@@ -26,7 +27,7 @@ class SettingsError(ThalwegError, ValueError):
         return type(self), (self.problems,)
 
 
-def settings_error(error: ValidationError, fields: Iterable[str], source: str = "") -> SettingsError:
+def settings_error(error: "ValidationError", fields: Iterable[str], source: str = "") -> SettingsError:
     """Word what pydantic refused: the field, what was expected, what it got, what was meant.
 
     Args:
@@ -51,6 +52,8 @@ def _worded(problem: Any, names: tuple[str, ...], source: str) -> str:
 
 def exit_code(error: Exception) -> int:
     """Tell whose fault an error is: 2 the input's, 1 ours."""
+    from pydantic import ValidationError  # loading it takes long, and what only lists meets no error
+
     return WRONG_INPUT if isinstance(error, ThalwegError | ValidationError) else INTERNAL
 
 
@@ -61,6 +64,8 @@ def lines(error: Exception, *, is_debugged: bool = False) -> list[str]:
         error: what was raised.
         is_debugged: whether the traceback stands above already.
     """
+    from pydantic import ValidationError
+
     if isinstance(error, SettingsError):
         return [f"error: {problem}" for problem in error.problems]
     if isinstance(error, ValidationError):

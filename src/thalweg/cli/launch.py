@@ -5,18 +5,19 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from thalweg.cli.faults import lines
-from thalweg.lab.jobs import Job, perform
-from thalweg.lab.progress import shown_progress
-from thalweg.lab.recipe import Progress
-from thalweg.lab.runs.run import Run
-from thalweg.lab.sweeps.local import LocalExecutor
+
+if TYPE_CHECKING:
+    from thalweg.lab.jobs import Job
+    from thalweg.lab.progress import Progress
+    from thalweg.lab.runs.run import Run
 
 
-def carry_out(jobs: Sequence[Job], workers: int, title: str) -> list[Run | Exception]:
+def carry_out(jobs: "Sequence[Job]", workers: int, title: str) -> "list[Run | Exception]":
     """Do jobs and show their progress.
 
     Args:
@@ -27,6 +28,10 @@ def carry_out(jobs: Sequence[Job], workers: int, title: str) -> list[Run | Excep
     Returns:
         For each job, in their order, its run or what it raised.
     """
+    from thalweg.lab.jobs import perform
+    from thalweg.lab.progress import shown_progress
+    from thalweg.lab.sweeps.local import LocalExecutor
+
     place = {id(job): index for index, job in enumerate(jobs)}
     results: dict[int, Run | Exception] = {}
     with shown_progress(title) as report:
@@ -44,7 +49,7 @@ def carry_out(jobs: Sequence[Job], workers: int, title: str) -> list[Run | Excep
     return [results[index] for index in range(len(jobs))]
 
 
-def _share_of(report: Progress, finished: dict[int, Run | Exception], total: int) -> Progress:
+def _share_of(report: "Progress", finished: "dict[int, Run | Exception]", total: int) -> "Progress":
     """Turn the progress of one job into its share of all."""
 
     def inner(fraction: float, text: str) -> None:
@@ -54,12 +59,14 @@ def _share_of(report: Progress, finished: dict[int, Run | Exception], total: int
     return inner
 
 
-def sorted_out(results: Sequence[Run | Exception]) -> tuple[list[Run], list[Exception]]:
+def sorted_out(results: "Sequence[Run | Exception]") -> "tuple[list[Run], list[Exception]]":
     """Part the runs from the errors, and tell the errors on stderr.
 
     Raises:
         Exception: the only result is an error.
     """
+    from thalweg.lab.runs.run import Run
+
     if len(results) == 1 and isinstance(results[0], Exception):
         raise results[0]
     runs = [result for result in results if isinstance(result, Run)]
@@ -70,7 +77,7 @@ def sorted_out(results: Sequence[Run | Exception]) -> tuple[list[Run], list[Exce
     return runs, errors
 
 
-def reported(runs: Sequence[Run], path: Path, title: str | None = None) -> Path:
+def reported(runs: "Sequence[Run]", path: Path, title: str | None = None) -> Path:
     """Write the report of some runs, and tell on stderr what could not be drawn.
 
     Raises:

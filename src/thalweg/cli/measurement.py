@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from thalweg.cli.parts import Parts, Value, digest
 from thalweg.errors import ConfigError
-from thalweg.lab.recipe import Progress
+from thalweg.lab.progress import Progress
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -86,7 +86,7 @@ def probe(  # noqa: PLR0913, PLR0917 - one argument per option of the command li
     trust_pickle: TrustPickle = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure gradient, curvature, degeneracy and slices of the landscape at checkpoints of your own network."""
+    """Measure gradient, curvature, degeneracy and slices of the landscape at checkpoints of a network."""
     elapsed, started = timed(), datetime.datetime.now(datetime.UTC)
     wishes = Wishes(
         eigen=eigen,

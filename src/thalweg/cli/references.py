@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from thalweg.cli.launch import import_from_here
 from thalweg.errors import ConfigError, ThalwegError
 from thalweg.lab.suggest import did_you_mean
@@ -77,6 +75,8 @@ def keywords_of(words: Sequence[str], option: str) -> dict[str, Any]:
         >>> keywords_of(["width=16", "normalize=true", "split=test"], "--arg")
         {'width': 16, 'normalize': True, 'split': 'test'}
     """
+    import yaml
+
     keywords = {}
     for word in words:
         key, equals, text = word.partition("=")

@@ -1,7 +1,7 @@
 """`thalweg run`: one recipe, its claims, its report."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,11 +10,10 @@ from thalweg.cli.launch import carry_out, import_from_here, reported, sorted_out
 from thalweg.cli.options import AsJson, DataRoot, Device, Force, StoreFolder, Workers, checked_device
 from thalweg.cli.settings import configured, split_words
 from thalweg.cli.verdicts import json_of, print_json, show_claims, tally, verdict_of
-from thalweg.lab.catalogue import load_recipe
-from thalweg.lab.jobs import Job
-from thalweg.lab.runs.run import Run
-from thalweg.lab.runs.store import Store, store_at
-from thalweg.lab.wording import in_time
+
+if TYPE_CHECKING:
+    from thalweg.lab.runs.run import Run
+    from thalweg.lab.runs.store import Store
 
 
 def run(  # noqa: PLR0913, PLR0917 - one argument per option of the command line
@@ -37,6 +36,11 @@ def run(  # noqa: PLR0913, PLR0917 - one argument per option of the command line
     no_report: Annotated[bool, typer.Option("--no-report", help="Write no HTML report.")] = False,
 ) -> None:
     """Run a recipe and hold its claims against what it measures; what the store has is not run again."""
+    from thalweg.lab.catalogue import load_recipe
+    from thalweg.lab.jobs import Job
+    from thalweg.lab.runs.store import store_at
+    from thalweg.lab.wording import in_time
+
     clock, store = timed(), store_at(out)
     import_from_here()
     entry = load_recipe(recipe)
@@ -72,7 +76,7 @@ def run(  # noqa: PLR0913, PLR0917 - one argument per option of the command line
         raise typer.Exit(CLAIM_FAILS)
 
 
-def _report_path(store: Store, runs: list[Run]) -> Path:
+def _report_path(store: "Store", runs: "list[Run]") -> Path:
     first = runs[0].manifest
     seeds = f"-{len(runs)}-seeds" if len(runs) > 1 else ""
     return store.reports / f"{first.recipe.replace('/', '-')}-{first.preset}{seeds}-{first.id[:8]}.html"

@@ -4,14 +4,13 @@ import json
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import yaml
-from pydantic import ValidationError
+from typing import TYPE_CHECKING, Any
 
 from thalweg.cli.faults import settings_error
 from thalweg.errors import ConfigError
-from thalweg.lab.recipe import Preset
+
+if TYPE_CHECKING:
+    from thalweg.lab.recipe import Preset
 
 
 def split_words(words: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -28,7 +27,7 @@ def split_words(words: Sequence[str]) -> tuple[str | None, list[str]]:
     return name, assignments
 
 
-def configured(preset: Preset, file: Path | None, assignments: Iterable[str]) -> Preset:
+def configured(preset: "Preset", file: Path | None, assignments: Iterable[str]) -> "Preset":
     """Change a preset by a file, then by `key=value` words; dots reach into nested fields.
 
     Args:
@@ -43,6 +42,8 @@ def configured(preset: Preset, file: Path | None, assignments: Iterable[str]) ->
         ConfigError: the file or a word cannot be read.
         SettingsError: a field is unknown, or a value is wrong; one line for each.
     """
+    from pydantic import ValidationError
+
     values: dict[str, Any] = preset.model_dump()
     if file is not None:
         values = _merged(values, _read(file))
@@ -56,6 +57,8 @@ def configured(preset: Preset, file: Path | None, assignments: Iterable[str]) ->
 
 
 def _value(word: str, text: str) -> Any:
+    import yaml
+
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:
@@ -78,6 +81,8 @@ def _merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any
 
 
 def _read(file: Path) -> dict[str, Any]:
+    import yaml
+
     readers: dict[str, Callable[[str], Any]] = {
         ".yaml": yaml.safe_load,
         ".yml": yaml.safe_load,

@@ -14,7 +14,7 @@ from thalweg.cli.network import load_network
 from thalweg.cli.parts import Value, digest
 from thalweg.cli.samples import first_batch
 from thalweg.errors import CheckpointError, ConfigError, DataError, NumericalError, ShapeError
-from thalweg.lab.recipe import Progress
+from thalweg.lab.progress import Progress
 
 if TYPE_CHECKING:
     import torch

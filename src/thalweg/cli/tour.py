@@ -8,10 +8,6 @@ from thalweg.cli.faults import CLAIM_FAILS, exit_code
 from thalweg.cli.launch import carry_out, reported, sorted_out, timed
 from thalweg.cli.options import AsJson, DataRoot, Device, Force, StoreFolder, Workers, checked_device
 from thalweg.cli.verdicts import json_of, print_json, show_claims, tally, verdict_of
-from thalweg.lab.catalogue import find_recipes
-from thalweg.lab.jobs import Job
-from thalweg.lab.runs.store import store_at
-from thalweg.lab.wording import in_time
 
 _PRESET = "quick"
 
@@ -26,6 +22,11 @@ def tour(
     opens: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,
 ) -> None:
     """Run every built-in recipe in its quick size: minutes on a laptop, ends with one report."""
+    from thalweg.lab.catalogue import find_recipes
+    from thalweg.lab.jobs import Job
+    from thalweg.lab.runs.store import store_at
+    from thalweg.lab.wording import in_time
+
     clock, store, device = timed(), store_at(out), checked_device(device)
     jobs = [
         Job(

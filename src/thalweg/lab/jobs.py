@@ -17,7 +17,8 @@ from thalweg.errors import ConfigError, StoreError
 from thalweg.lab.catalogue import load_recipe
 from thalweg.lab.claims import ClaimResult, judge
 from thalweg.lab.plain import plain
-from thalweg.lab.recipe import Context, Outcome, Preset, Progress, Recipe, silent
+from thalweg.lab.progress import Progress
+from thalweg.lab.recipe import Context, Outcome, Preset, Recipe, silent
 from thalweg.lab.runs.environment import Environment, current_environment
 from thalweg.lab.runs.identity import run_id
 from thalweg.lab.runs.run import (

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TextIO
 
-from thalweg.lab.recipe import Progress
+Progress = Callable[[float, str], None]
+"""Called with the fraction of the work that is done, in [0, 1], and a text."""
 
 _EVERY_SECONDS = 10.0
 

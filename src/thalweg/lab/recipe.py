@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from thalweg.errors import ConfigError
 from thalweg.lab.claims import Claim
+from thalweg.lab.progress import Progress
 from thalweg.lab.suggest import did_you_mean
 from thalweg.lab.tables import Tables
 
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from thalweg.lab.figures.figure import Figure
-
-Progress = Callable[[float, str], None]
 
 DEFAULT_PRESET = "cpu"
 _NAME = re.compile(r"[a-z0-9_]+(/[a-z0-9_]+)*")

@@ -1,6 +1,5 @@
 """Where a run was made: versions, commit, machine. Nothing heavy is imported to find out."""
 
-import importlib.metadata
 import os
 import platform
 import re
@@ -30,6 +29,8 @@ class Environment:
 
 def current_environment() -> Environment:
     """Describe this process's software and machine."""
+    import importlib.metadata  # it takes long to load, and only a run that is made needs it
+
     versions = {"python": platform.python_version()}
     for package in _RECORDED:
         try:

@@ -8,8 +8,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
-
 from thalweg.errors import StoreError
 from thalweg.lab.claims import ClaimResult
 from thalweg.lab.plain import canonical
@@ -19,6 +17,7 @@ from thalweg.lab.tables import Table
 
 if TYPE_CHECKING:
     import numpy as np
+    from pydantic import TypeAdapter
 
 Status = Literal["finished", "failed"]
 
@@ -135,7 +134,9 @@ def sha256(content: bytes) -> str:
 
 
 @cache
-def _adapter() -> TypeAdapter[Manifest]:
+def _adapter() -> "TypeAdapter[Manifest]":
+    from pydantic import TypeAdapter
+
     return TypeAdapter(Manifest)
 
 
@@ -148,6 +149,8 @@ def load_run(folder: Path) -> Run:
     Raises:
         StoreError: a file is missing, unreadable or differs from its checksum.
     """
+    from pydantic import ValidationError
+
     content = _read(folder / MANIFEST)
     try:
         manifest = _adapter().validate_json(content)
