@@ -333,7 +333,7 @@ class Objective:
         if self._vectorizes and not self.module.training:
             try:
                 return self._weighted(
-                    lambda batch: vmap(lambda t: piece(t, batch), chunk_size=_POINTS_PER_CHUNK)(theta),
+                    lambda batch: vmap(lambda t: piece(t, batch), chunk_size=self.points_at_once(batch))(theta),
                     theta.new_zeros(()),
                 )
             except RuntimeError:
@@ -341,6 +341,11 @@ class Objective:
         return torch.stack(
             [self._weighted(lambda batch, t=t: piece(t, batch), theta.new_zeros(())) for t in theta]  # type: ignore[misc]
         )
+
+    def points_at_once(self, batch: Batch) -> int:
+        """Say how many points to evaluate together on a batch."""
+        samples = len(batch[1]) if isinstance(batch[1], Tensor) and batch[1].ndim else _CHUNK_FLOATS
+        return max(_POINTS_PER_CHUNK, min(_CHUNK_FLOATS // (self.num_params * max(samples, 1)), 64 * _POINTS_PER_CHUNK))
 
     def _loss_and_slope(self, theta: Tensor, batch: Batch) -> Tensor:
         leaves = self.leaves(theta)
@@ -386,8 +391,9 @@ class Objective:
         return theta.detach().to(device=self.device, dtype=self.dtype)
 
 
-# Points per vmap chunk. Chosen by us: larger chunks do not pay on a CPU and cost memory in proportion.
-_POINTS_PER_CHUNK = 64
+# Points per vmap chunk. Chosen by us: larger chunks do not pay on a CPU and cost memory in proportion, unless the
+# network is so small that calls take the time: then as many as keep points x params x samples below the bound.
+_POINTS_PER_CHUNK, _CHUNK_FLOATS = 64, 2**22
 # What a batch raises that is not one row per sample, or whose size stands in the code.
 _NOT_CUT = (DataError, RuntimeError, ValueError, TypeError, IndexError)
 # Step to the point beside of `is_additive`, over the mean |theta|. Chosen by us, far above rounding and nearby.

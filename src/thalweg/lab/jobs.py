@@ -109,6 +109,7 @@ def perform(job: Job, progress: Progress = silent) -> Run:
         return found
     replaces = replaces or found is not None
     store.prepare()
+    partial = store.partial(run_id(recipe.name, recipe.version, preset.parameters()))
     log, started, clock = _Log(progress), datetime.now(UTC), time.perf_counter()
 
     def manifest(status: Status, claims: tuple[ClaimResult, ...] = ()) -> Manifest:
@@ -117,7 +118,7 @@ def perform(job: Job, progress: Progress = silent) -> Run:
 
     try:
         with _threads(recipe.num_threads):
-            outcome = recipe.run(preset, Context(log, job.data_root, job.device))
+            outcome = recipe.run(preset, Context(log, job.data_root, job.device, partial))
         claims = judge(recipe.claims, outcome.measured)
         files = _data_files(outcome)
     except Exception as error:

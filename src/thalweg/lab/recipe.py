@@ -53,11 +53,14 @@ class Context:
         progress: `progress(fraction, text)`, with the fraction of the run that is done, in [0, 1].
         data_root: folder of data sets, or None.
         device: where tensors live: "cpu", "cuda", "cuda:1", "mps".
+        folder: where the run may keep what lets it go on after an interruption; made by whoever writes first, and
+            removed when the run is stored. None: nowhere.
     """
 
     progress: Progress = silent
     data_root: Path | None = None
     device: str = "cpu"
+    folder: Path | None = None
 
 
 @dataclass(frozen=True)

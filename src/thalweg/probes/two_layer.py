@@ -34,8 +34,14 @@ _UNITS = 8
 
 
 @dataclass(frozen=True)
-class _Layers:
-    """The two layers and the names that their parameters have in theta (None: absent or frozen)."""
+class Layers:
+    """The two layers and the names that their parameters have in theta.
+
+    Args:
+        first: the layer that reads the inputs.
+        second: the layer that writes the outputs.
+        names: of W, b, V, c; None for one that is absent or frozen.
+    """
 
     first: nn.Linear
     second: nn.Linear
@@ -68,7 +74,7 @@ def is_two_layer(objective: Objective) -> bool:
         >>> is_two_layer(Objective(net, nn.MSELoss(), (torch.ones(5, 2, 2), torch.ones(5, 2))))
         True
     """
-    return _layers(objective) is not None
+    return layers_of(objective) is not None
 
 
 def two_layer_hessian(objective: Objective, theta: Float[Tensor, " params"]) -> Float[Tensor, "params params"]:
@@ -90,14 +96,14 @@ def two_layer_hessian(objective: Objective, theta: Float[Tensor, " params"]) -> 
         StructureError: the module is not two linear layers, or does not run as such.
         ShapeError: theta does not fit the module.
     """
-    layers = _layers(objective)
+    layers = layers_of(objective)
     if layers is None:
         raise StructureError(
             "Expected a module whose trainable parameters are those of two nn.Linear layers. "
             f"Got {type(objective.module).__name__}. Use method='blockwise'."
         )
     theta = theta.detach().to(device=objective.device, dtype=objective.dtype)
-    layers = _in_order_of_execution(objective, theta, layers)
+    layers = in_order_of_execution(objective, theta, layers)
     total, weights = theta.new_zeros(len(theta), len(theta)), 0.0
     outgoing = _outgoing(objective, theta, layers)
     for weight, batch in objective.weighted_batches():
@@ -112,7 +118,8 @@ def two_layer_hessian(objective: Objective, theta: Float[Tensor, " params"]) -> 
     return _mirrored(total)
 
 
-def _layers(objective: Objective) -> _Layers | None:
+def layers_of(objective: Objective) -> Layers | None:
+    """Give the two linear layers whose parameters are all that trains; None if there are not two."""
     modules = {name: m for name, m in objective.module.named_modules() if isinstance(m, nn.Linear)}
     if len(modules) != 2:
         return None
@@ -124,10 +131,11 @@ def _layers(objective: Objective) -> _Layers | None:
     tied = first.weight is second.weight
     if tied or {name for name in kept if name} != set(objective.space.names):
         return None
-    return _Layers(first, second, (kept[0], kept[1], kept[2], kept[3]))
+    return Layers(first, second, (kept[0], kept[1], kept[2], kept[3]))
 
 
-def _in_order_of_execution(objective: Objective, theta: Tensor, layers: _Layers) -> _Layers:
+def in_order_of_execution(objective: Objective, theta: Tensor, layers: Layers) -> Layers:
+    """Give the layers in the order in which the module runs them, which need not be that of their names."""
     ran: list[nn.Module] = []
     handles = [layer.register_forward_hook(lambda m, *_: ran.append(m)) for layer in (layers.first, layers.second)]
     try:
@@ -137,17 +145,19 @@ def _in_order_of_execution(objective: Objective, theta: Tensor, layers: _Layers)
         for handle in handles:
             handle.remove()
     if ran[:1] == [layers.second]:
-        return _Layers(layers.second, layers.first, layers.names[2:] + layers.names[:2])
+        return Layers(layers.second, layers.first, layers.names[2:] + layers.names[:2])
     return layers
 
 
-def _outgoing(objective: Objective, theta: Tensor, layers: _Layers) -> Tensor:
+def _outgoing(objective: Objective, theta: Tensor, layers: Layers) -> Tensor:
     name = layers.names[2]
     return layers.second.weight.detach() if name is None else objective.space.parameters(theta)[name]
 
 
 @contextlib.contextmanager
-def _watched(layer: nn.Linear, seen: list[tuple[Tensor, Tensor]]) -> Iterator[None]:
+def watched(layer: nn.Linear, seen: list[tuple[Tensor, Tensor]]) -> Iterator[None]:
+    """Append (what a layer reads, what it writes) to `seen` whenever it runs."""
+
     def note(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         seen.append((inputs[0], output))
 
@@ -159,12 +169,12 @@ def _watched(layer: nn.Linear, seen: list[tuple[Tensor, Tensor]]) -> Iterator[No
 
 
 def _sensitivities(
-    objective: Objective, theta: Tensor, layers: _Layers, batch: Batch, weight: float
+    objective: Objective, theta: Tensor, layers: Layers, batch: Batch, weight: float
 ) -> _Sensitivities:
     point = theta.clone().requires_grad_()
     below: list[tuple[Tensor, Tensor]] = []
     above: list[tuple[Tensor, Tensor]] = []
-    with _watched(layers.first, below), _watched(layers.second, above), plain_kernels():
+    with watched(layers.first, below), watched(layers.second, above), plain_kernels():
         loss = objective.batch_loss(point, *batch)
     if len(below) != 1 or len(above) != 1 or below[0][0].ndim != 2:
         raise StructureError(
@@ -202,7 +212,7 @@ def _chunks(parts: _Sensitivities, rows: int) -> Iterator[_Sensitivities]:
 
 
 def _add_gauss_newton(
-    total: Tensor, parts: _Sensitivities, outgoing: Tensor, objective: Objective, layers: _Layers
+    total: Tensor, parts: _Sensitivities, outgoing: Tensor, objective: Objective, layers: Layers
 ) -> None:
     """Add Σ_s J_sᵀ L''_s J_s on and above the diagonal, in stripes."""
     jacobian = _jacobian(parts, outgoing, objective, layers)
@@ -214,7 +224,7 @@ def _add_gauss_newton(
         total[start:stop, start:].addmm_(bent.reshape(-1, stop - start).T, flat[:, start:])
 
 
-def _jacobian(parts: _Sensitivities, outgoing: Tensor, objective: Objective, layers: _Layers) -> Tensor:
+def _jacobian(parts: _Sensitivities, outgoing: Tensor, objective: Objective, layers: Layers) -> Tensor:
     """∂o_j/∂θ for every sample, in theta's own order: (samples, outputs, params)."""
     samples, num_outputs = parts.pull.shape
     jacobian = parts.inputs.new_empty(samples, num_outputs, objective.num_params)
@@ -236,7 +246,7 @@ def _jacobian(parts: _Sensitivities, outgoing: Tensor, objective: Objective, lay
 
 
 def _add_residual(
-    total: Tensor, parts: _Sensitivities, outgoing: Tensor, objective: Objective, layers: _Layers
+    total: Tensor, parts: _Sensitivities, outgoing: Tensor, objective: Objective, layers: Layers
 ) -> None:
     """Add Σ_s Σ_j (∂ℓ/∂o_j) ∂²o_j: one block per hidden unit."""
     weight, bias, out_weight, _ = layers.names

@@ -1,4 +1,4 @@
-"""Down the landscape: one network's training, its plateaux and its critical points."""
+"""Down the landscape: trainings of one network or many, their plateaux and their critical points."""
 
 from thalweg.training.critical import CriticalPoint as CriticalPoint
 from thalweg.training.critical import Plateau as Plateau
@@ -6,6 +6,10 @@ from thalweg.training.critical import polish as polish
 from thalweg.training.critical import stagnation as stagnation
 from thalweg.training.newton import Minimum as Minimum
 from thalweg.training.newton import minimise as minimise
+from thalweg.training.polishing import CriticalPoints as CriticalPoints
+from thalweg.training.polishing import polish_all as polish_all
+from thalweg.training.population import PopulationRun as PopulationRun
+from thalweg.training.population import train_population as train_population
 from thalweg.training.single import OptimizerFactory as OptimizerFactory
 from thalweg.training.single import TrainingRun as TrainingRun
 from thalweg.training.single import recording_steps as recording_steps

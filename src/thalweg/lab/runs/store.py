@@ -1,7 +1,8 @@
 """The store: a folder of runs, each whole or absent.
 
     objects/ab/<id>/   finished runs         failed/<id>/   the last failure of a run, with its traceback
-    reports/           HTML reports          tmp-*/         being written; removed when a day old
+    partial/<id>/      what an interrupted run goes on from     reports/   HTML reports
+    aside/tmp-*/       being written; removed when a day old
 
 A run is written aside, flushed to the disk and published by renaming its folder, so that `kill -9` at any
 moment corrupts nothing, and of several writers of one id exactly one publishes.
@@ -101,6 +102,10 @@ class Store:
                 if time.time() - leftover.stat().st_mtime > _STALE_SECONDS:
                     shutil.rmtree(leftover)
 
+    def partial(self, id: str) -> Path:  # noqa: A002 - the field's word
+        """Folder in which a run under way may keep what it needs to go on; removed when it is published."""
+        return self.root / "partial" / id
+
     def publish(self, manifest: Manifest, files: Mapping[str, bytes], *, replaces: bool = False) -> Run:
         """Write a run and make it visible in one step.
 
@@ -126,6 +131,7 @@ class Store:
             flush_folder(target.parent)
             if manifest.status == "finished":
                 shutil.rmtree(self.root / "failed" / manifest.id, ignore_errors=True)
+                shutil.rmtree(self.partial(manifest.id), ignore_errors=True)
         return load_run(target)
 
     @staticmethod

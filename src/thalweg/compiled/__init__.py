@@ -1,0 +1,1 @@
+"""Loops that are worth compiling: numba, numbers and nothing else."""
