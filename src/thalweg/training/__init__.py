@@ -1,5 +1,7 @@
 """Down the landscape: trainings of one network or many, their plateaux and their critical points."""
 
+from thalweg.training.candidates import Candidates as Candidates
+from thalweg.training.candidates import candidates as candidates
 from thalweg.training.critical import CriticalPoint as CriticalPoint
 from thalweg.training.critical import Plateau as Plateau
 from thalweg.training.critical import polish as polish

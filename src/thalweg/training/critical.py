@@ -1,7 +1,7 @@
 """critical: from a recorded training to exact critical points: find the plateaux, then polish their best points."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -196,8 +196,8 @@ def stagnation(run: TrainingRun, *, max_slope: float = 0.1, min_ratio: float = 1
         raise ConfigError(
             f"Expected max_slope ≥ 0 and min_ratio ≥ 1. Got {max_slope} and {min_ratio}. Use the defaults."
         )
-    times = torch.log(run.steps.double() + 1)
-    levels = torch.log(run.losses.clamp_min(torch.finfo(torch.float64).tiny))
+    times = torch.log(run.steps.double() + 1).tolist()
+    levels = torch.log(run.losses.clamp_min(torch.finfo(torch.float64).tiny)).tolist()
     plateaux = []
     for first, last in _stretches(times, levels, max_slope):
         if times[last] - times[first] < math.log(min_ratio):
@@ -208,11 +208,11 @@ def stagnation(run: TrainingRun, *, max_slope: float = 0.1, min_ratio: float = 1
     return tuple(plateaux)
 
 
-def _stretches(times: Tensor, levels: Tensor, max_slope: float) -> list[tuple[int, int]]:
+def _stretches(times: Sequence[float], levels: Sequence[float], max_slope: float) -> list[tuple[int, int]]:
     """Index pairs (first, last) of the maximal stagnant stretches, gaps at the same level closed."""
 
     def flat(a: int, b: int) -> bool:
-        return bool((levels[b] - levels[a]).abs() <= max_slope * (times[b] - times[a]))
+        return abs(levels[b] - levels[a]) <= max_slope * (times[b] - times[a])
 
     stretches: list[tuple[int, int]] = []
     for index in range(1, len(times)):
