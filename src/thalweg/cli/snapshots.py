@@ -182,7 +182,7 @@ def _module(snapshot: Snapshot, landscape: Landscape, network: dict[str, Any]) -
     from thalweg.space import Space
 
     path = snapshot.path if snapshot.row is None else None
-    module = load_network(path, shape=None, example=None, inputs=_example(landscape), **network).module
+    module = load_network(path, shape=None, example=None, inputs=example_from(landscape), **network).module
     if snapshot.row is not None:
         import safetensors
 
@@ -204,8 +204,8 @@ def _module(snapshot: Snapshot, landscape: Landscape, network: dict[str, Any]) -
     return module
 
 
-def _example(landscape: Landscape) -> Any:
-    """A few samples, as arguments of the network."""
+def example_from(landscape: Landscape) -> Any:
+    """Give a few samples, as arguments of the network."""
     from thalweg.batching import rows_of
     from thalweg.structure.trace import arguments_of
 

@@ -147,13 +147,38 @@ def reduce(
     view = view or trace(module, inputs)
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     reduction = find_merges(view, state, similarity=similarity, amplitude=amplitude, groups=groups)
+    return reduce_by(module, inputs, reduction, keeps_outputs=similarity is None and amplitude == 0)
+
+
+def reduce_by(module: nn.Module, inputs: Any, reduction: Reduction, *, keeps_outputs: bool = False) -> Reduced:
+    """Carry out a reduction that is known already, and see that the narrow module computes what it says.
+
+    Args:
+        module: the module that the reduction was found on.
+        inputs: one example batch, as `reduce` takes it.
+        reduction: which units are merged and dropped.
+        keeps_outputs: the outputs on the example must stay, because only equal units are merged.
+
+    Returns:
+        The narrow module, with the change of the outputs.
+
+    Raises:
+        StructureError: the module cannot be resized, or the narrow one computes something else.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))
+        >>> view = trace(net, torch.randn(5, 2))
+        >>> reduction = find_merges(view, dict(net.named_parameters()), similarity=0.5)
+        >>> reduce_by(net, torch.randn(5, 2), reduction).reduction is reduction
+        True
+    """
     result = reduction.narrow(module)
-    with fitting(result, view, {n: after for n, (_, after) in reduction.widths.items()}):
+    with fitting(result, reduction.view, {n: after for n, (_, after) in reduction.widths.items()}):
         error = _difference(result, module, inputs)
-    if similarity is None and amplitude == 0:
+    if keeps_outputs:
         _require_same(error, module, "narrow")
     require_exact(result, module, implied_embedding(reduction, result), inputs)
-    return Reduced(result, reduction, view, error)
+    return Reduced(result, reduction, reduction.view, error)
 
 
 def _filled(wide: nn.Module, embedding: Embedding, module: nn.Module) -> nn.Module:

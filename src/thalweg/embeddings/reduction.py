@@ -1,7 +1,8 @@
 """Reduction, the inverse of embedding: merge units that do the same, drop units that do nothing."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -128,11 +129,13 @@ def find_merges(
 
     Two units are similar by 2⟨u,v⟩/(‖u‖² + ‖v‖²) of their incoming vectors (weights, bias, normalisation), which
     is 1 only for equal ones; by the cosine for positively homogeneous units, whose size goes into the outgoing
-    weights. Clusters are complete: every pair in a cluster is at least that similar.
+    weights. Clusters are complete: every pair in a cluster is at least that similar. Of a cluster the unit of
+    largest amplitude stays; of equal units, where no similarity is given, the first.
 
     Source:
         zhang2021embedding, section 3.2 and figure 5. Departures: complete linkage in place of a threshold on a
-        sorted matrix; units that are not homogeneous must agree in size too; any module over its view.
+        sorted matrix; the loudest unit stays in place of a random one, which keeps more of the function; units that
+        are not homogeneous must agree in size too; any module over its view.
 
     Args:
         view: the groups.
@@ -150,18 +153,52 @@ def find_merges(
         PlanError: similarity or amplitude out of range, or a named group that cannot be reduced.
         StructureError: no such group.
     """
-    if similarity is not None and not 0 < similarity <= 1:
-        raise PlanError(f"Expected a similarity in (0, 1]. Got {similarity}. 1 merges equal units only.")
-    if not 0 <= amplitude < 1:
-        raise PlanError(f"Expected an amplitude in [0, 1). Got {amplitude}. 0 drops only units that nothing reads.")
+    return find_merges_at(view, state, [(similarity, amplitude)], groups=groups)[0]
+
+
+def find_merges_at(
+    view: View,
+    state: Mapping[str, Tensor],
+    levels: Sequence[tuple[float | None, float]],
+    *,
+    groups: Iterable[str] | None = None,
+) -> list[Reduction]:
+    """Find what can be merged or dropped at several levels; what they have in common is computed once.
+
+    Args:
+        view: the groups.
+        state: parameters and buffers by name.
+        levels: (similarity, amplitude) of each, as `find_merges` takes them.
+        groups: which groups. Default: all that can be reduced.
+
+    Returns:
+        For each level the reduction that `find_merges` gives.
+
+    Raises:
+        PlanError: a similarity or an amplitude out of range, or a named group that cannot be reduced.
+        StructureError: no such group.
+    """
+    for similarity, amplitude in levels:
+        if similarity is not None and not 0 < similarity <= 1:
+            raise PlanError(f"Expected a similarity in (0, 1]. Got {similarity}. 1 merges equal units only.")
+        if not 0 <= amplitude < 1:
+            raise PlanError(
+                f"Expected an amplitude in [0, 1). Got {amplitude}. 0 drops only units that nothing reads."
+            )
     chosen = [view.group(n) for n in groups] if groups is not None else [g for g in view.groups if g.is_duplicable]
     for group in chosen:
         if not group.is_duplicable:
             raise PlanError(
                 f"Expected a group that can be reduced. Got {group.name!r}: {group.obstacle}. Leave it out."
             )
-    found = {g.name: _merge(view, g, state, similarity, amplitude) for g in chosen}
-    return Reduction(view, {name: m for name, m in found.items() if m is not None})
+    merges: list[dict[str, Merge]] = [{} for _ in levels]
+    for group in chosen:
+        units = _Units.of(view, group, state)
+        for found, (similarity, amplitude) in zip(merges, levels, strict=True):
+            merge = _merge(view, group, state, units, (similarity, amplitude))
+            if merge is not None:
+                found[group.name] = merge
+    return [Reduction(view, found) for found in merges]
 
 
 def similarity_matrix(view: View, state: Mapping[str, Tensor], group: str) -> FloatArray:
@@ -186,17 +223,50 @@ def similarity_matrix(view: View, state: Mapping[str, Tensor], group: str) -> Fl
     return np.minimum(cosine, _closeness(bound)) if bound.shape[1] else cosine
 
 
+@dataclass(frozen=True, eq=False)
+class _Units:
+    """What all levels of one group have in common: incoming vectors, their sizes, and how alike they are."""
+
+    alike: FloatArray
+    free: FloatArray
+    bound: FloatArray
+    incoming: FloatArray
+    rounding: float
+
+    @classmethod
+    def of(cls, view: View, group: Group, state: Mapping[str, Tensor]) -> "_Units":
+        free, bound = _incoming(view, group, state)
+        dtype = next(state[m.tensor].dtype for m in group.members if m.tensor in state)
+        incoming = np.linalg.norm(np.concatenate([free, bound], axis=1), axis=1)
+        rounding = _ROUNDINGS * torch.finfo(dtype).eps
+        return cls(similarity_matrix(view, state, group.name), free, bound, incoming, rounding)
+
+    @cached_property
+    def tree(self) -> FloatArray:
+        """Complete linkage, to be cut at any level; for two units and more."""
+        distance = 1 - self.alike
+        distance = np.maximum((distance + distance.T) / 2, 0)
+        np.fill_diagonal(distance, 0)
+        return np.asarray(linkage(squareform(distance, checks=False), method="complete"))
+
+    def clusters(self, similarity: float) -> IntArray:
+        """Number the clusters in which every pair is at least that similar."""
+        if len(self.alike) == 1:
+            return np.zeros(1, dtype=np.int64)
+        slack = max(1 - similarity, 1e-14)  # the rounding of a similarity
+        return np.asarray(fcluster(self.tree, slack, criterion="distance"), dtype=np.int64)
+
+
 def _merge(
-    view: View, group: Group, state: Mapping[str, Tensor], similarity: float | None, amplitude: float
+    view: View, group: Group, state: Mapping[str, Tensor], units: _Units, level: tuple[float | None, float]
 ) -> Merge | None:
-    alike = similarity_matrix(view, state, group.name)
-    dtype = next(state[m.tensor].dtype for m in group.members if m.tensor in state)
-    free, bound = _incoming(view, group, state)
+    alike, free, bound, incoming = units.alike, units.free, units.bound, units.incoming
+    similarity, amplitude = level
     if similarity is None:
-        firsts = _equal_units(free, bound, alike, _ROUNDINGS * torch.finfo(dtype).eps, scaled=group.is_homogeneous)
+        firsts = _equal_units(free, bound, alike, units.rounding, scaled=group.is_homogeneous)
     else:
-        clusters = _clusters(1 - alike, max(1 - similarity, 1e-14))  # 1e-14: the rounding of a similarity
-        firsts = np.array([int(np.argmax(clusters == c)) for c in clusters])
+        alone = _outgoing_norms(view, group, state, np.arange(group.size), np.ones(group.size))
+        firsts = _loudest(units.clusters(similarity), incoming * alone)
     sizes = np.linalg.norm(free, axis=1)
     ratios = np.ones(group.size)
     if group.is_homogeneous:
@@ -207,7 +277,6 @@ def _merge(
         if not bool((counts == counts[0]).all()):
             return None
     else:
-        incoming = np.linalg.norm(np.concatenate([free, bound], axis=1), axis=1)
         outgoing = _outgoing_norms(view, group, state, firsts, ratios)
         # A unit without incoming weights is silent only where zero in gives zero out.
         kept = _loud(kept, incoming * outgoing if group.zero_preserving else outgoing, amplitude)
@@ -234,21 +303,18 @@ def _equal_units(free: FloatArray, bound: FloatArray, alike: FloatArray, slack: 
     return firsts
 
 
+def _loudest(clusters: IntArray, amplitudes: FloatArray) -> IntArray:
+    """Give every unit the one of largest amplitude in its cluster; of equals the first."""
+    order = np.lexsort((np.arange(len(clusters)), -amplitudes, clusters))
+    heads = order[np.unique(clusters[order], return_index=True)[1]]
+    return np.asarray(heads[np.unique(clusters, return_inverse=True)[1]], dtype=np.int64)
+
+
 def _loud(kept: IntArray, amplitudes: FloatArray, amplitude: float) -> IntArray:
     """Keep the units whose amplitude counts; always one."""
     mine = amplitudes[kept]
     loud = kept[mine > amplitude * mine.max()] if mine.max() > 0 else kept[:1]
     return loud if len(loud) else kept[[int(mine.argmax())]]
-
-
-def _clusters(distance: FloatArray, slack: float) -> IntArray:
-    """Complete linkage: the largest distance within a cluster is at most the slack."""
-    if len(distance) == 1:
-        return np.zeros(1, dtype=np.int64)
-    distance = np.maximum((distance + distance.T) / 2, 0)
-    np.fill_diagonal(distance, 0)
-    tree = linkage(squareform(distance, checks=False), method="complete")
-    return np.asarray(fcluster(tree, slack, criterion="distance"), dtype=np.int64)
 
 
 def _incoming(view: View, group: Group, state: Mapping[str, Tensor]) -> tuple[FloatArray, FloatArray]:

@@ -6,6 +6,8 @@ from thalweg.lab.figures.density import density as density
 from thalweg.lab.figures.eigenvalues import eigenvalue_intervals as eigenvalue_intervals
 from thalweg.lab.figures.figure import Figure as Figure
 from thalweg.lab.figures.inertia import inertia_bars as inertia_bars
+from thalweg.lab.figures.levels import levels as levels
+from thalweg.lab.figures.matrix import matrix as matrix
 from thalweg.lab.figures.plane import plane as plane
 from thalweg.lab.figures.spectrum import spectrum as spectrum
 
@@ -15,6 +17,8 @@ __all__ = [
     "density",
     "eigenvalue_intervals",
     "inertia_bars",
+    "levels",
+    "matrix",
     "plane",
     "scatter_agreement",
     "spectrum",
