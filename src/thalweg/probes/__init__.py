@@ -23,6 +23,8 @@ from thalweg.probes.from_curvlinops import from_curvlinops as from_curvlinops
 from thalweg.probes.gradient_norm import GradientNorm as GradientNorm
 from thalweg.probes.gradient_norm import gradient_norm as gradient_norm
 from thalweg.probes.hessian import hessian as hessian
+from thalweg.probes.many import hessians as hessians
+from thalweg.probes.many import inertias as inertias
 from thalweg.probes.slices import Slice as Slice
 from thalweg.probes.slices import line as line
 from thalweg.probes.slices import plane as plane

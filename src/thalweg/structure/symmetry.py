@@ -1,4 +1,4 @@
-"""The symmetries that a view promises: permute the units of a group, or rescale them."""
+"""The symmetries of a view: permute the units of a group, rescale them, or flip their signs."""
 
 from collections.abc import Mapping
 
@@ -91,6 +91,42 @@ def rescale(view: View, state: Mapping[str, Tensor], factors: Mapping[str, Float
                 continue
             if member.tensor in result:
                 result[member.tensor] = scaled_along(result[member.tensor], member.dim, scale)
+    return result
+
+
+def flip(view: View, state: Mapping[str, Tensor], signs: Mapping[str, FloatArray]) -> dict[str, Tensor]:
+    """Multiply what makes each unit by s = ±1, and what reads it by s; exact for the groups of `odd_groups`.
+
+    σ(-z) = -σ(z) for tanh, sine, erf, the identity: a unit and its outgoing weights may change sign together.
+
+    Args:
+        view: the groups.
+        state: parameters and buffers by name.
+        signs: group -> +1 or -1 for every unit.
+
+    Returns:
+        A new state; tensors that no sign touches are the same objects.
+
+    Source:
+        Trivial transforms of the Embedding Principle (zhang2021embedding, appendix A.1) are permutations and
+        scalings; the sign symmetry of odd activations is added here, for any module.
+
+    Example:
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Linear(1, 2), nn.Tanh(), nn.Linear(2, 1))
+        >>> view = View.of_spec(net, {"hidden": [("0.weight", 0), ("0.bias", 0), ("2.weight", 1)]})
+        >>> flipped = flip(view, dict(net.named_parameters()), {"hidden": np.array([1.0, -1.0])})
+        >>> bool(flipped["0.bias"][1] == -net[0].bias[1])
+        True
+    """
+    result = dict(state)
+    for name, trees in view.axes.items():
+        if name not in result:
+            continue
+        for dim, tree in enumerate(trees):
+            scale = spread(tree, signs)
+            if bool((scale != 1).any()):
+                result[name] = scaled_along(result[name], dim, scale)
     return result
 
 
