@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from thalweg.embeddings import catalogue as catalogue
     from thalweg.embeddings import critical_subspace as critical_subspace
+    from thalweg.embeddings import deepen as deepen
     from thalweg.embeddings import embed as embed
     from thalweg.embeddings import reduce as reduce
+    from thalweg.embeddings import trade_off as trade_off
     from thalweg.objective import Objective as Objective
     from thalweg.probes.curvature import HessianOperator as HessianOperator
     from thalweg.probes.degeneracy import inertia as inertia
@@ -28,13 +31,16 @@ if TYPE_CHECKING:
     from thalweg.training import minimise as minimise
     from thalweg.training import polish as polish
     from thalweg.training import train as train
+    from thalweg.training import train_population as train_population
 
 _HOMES = {
     "HessianOperator": "thalweg.probes",
     "Objective": "thalweg.objective",
     "Space": "thalweg.space",
     "View": "thalweg.structure",
+    "catalogue": "thalweg.embeddings",
     "critical_subspace": "thalweg.embeddings",
+    "deepen": "thalweg.embeddings",
     "eigenpairs": "thalweg.probes",
     "embed": "thalweg.embeddings",
     "examine": "thalweg.probes",
@@ -47,7 +53,9 @@ _HOMES = {
     "spectral_density": "thalweg.probes",
     "spectrum": "thalweg.probes",
     "trace": "thalweg.structure",
+    "trade_off": "thalweg.embeddings",
     "train": "thalweg.training",
+    "train_population": "thalweg.training",
 }
 
 __all__ = [
@@ -56,7 +64,9 @@ __all__ = [
     "Space",
     "View",
     "__version__",
+    "catalogue",
     "critical_subspace",
+    "deepen",
     "eigenpairs",
     "embed",
     "examine",
@@ -69,7 +79,9 @@ __all__ = [
     "spectral_density",
     "spectrum",
     "trace",
+    "trade_off",
     "train",
+    "train_population",
 ]
 
 

@@ -345,7 +345,7 @@ class Objective:
     def points_at_once(self, batch: Batch) -> int:
         """Say how many points to evaluate together on a batch."""
         samples = len(batch[1]) if isinstance(batch[1], Tensor) and batch[1].ndim else _CHUNK_FLOATS
-        return max(_POINTS_PER_CHUNK, min(_CHUNK_FLOATS // (self.num_params * max(samples, 1)), 64 * _POINTS_PER_CHUNK))
+        return min(max(_CHUNK_FLOATS // (self.num_params * max(samples, 1)), _POINTS_PER_CHUNK), _MOST_POINTS)
 
     def _loss_and_slope(self, theta: Tensor, batch: Batch) -> Tensor:
         leaves = self.leaves(theta)
@@ -393,7 +393,7 @@ class Objective:
 
 # Points per vmap chunk. Chosen by us: larger chunks do not pay on a CPU and cost memory in proportion, unless the
 # network is so small that calls take the time: then as many as keep points x params x samples below the bound.
-_POINTS_PER_CHUNK, _CHUNK_FLOATS = 64, 2**22
+_POINTS_PER_CHUNK, _MOST_POINTS, _CHUNK_FLOATS = 64, 4096, 2**22
 # What a batch raises that is not one row per sample, or whose size stands in the code.
 _NOT_CUT = (DataError, RuntimeError, ValueError, TypeError, IndexError)
 # Step to the point beside of `is_additive`, over the mean |theta|. Chosen by us, far above rounding and nearby.
