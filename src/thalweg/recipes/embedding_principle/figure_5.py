@@ -7,6 +7,9 @@ digit for at least 97 % of the 10,000 test samples.
 The text leaves open, and the figure's numbers decide (the loss starts at 0.09): outputs pass a softmax before the
 squared error, and inputs are normalised. The stated learning rate of 3e-5 is not that of the figure, 1e-4 is:
 `cpu` takes it, `paper` follows the text.
+
+Not reproduced at every seed: the number of groups. `cpu` has 78 at seed 0 and 100 at seed 1, outside the range; all
+else holds at both. The plateaux found lie lower than the figure's (2.8e-4); groups grow in number with training.
 """
 
 import copy
@@ -357,7 +360,7 @@ RECIPE = Recipe(
             "groups",
             "Neurons fall into groups of alike input weights.",
             "58",
-            "40 to 90 groups with cosines of at least 0.9 (complete linkage; our re-runs had 55 to 71)",
+            "40 to 90 groups with cosines of at least 0.9 (complete linkage)",
             lambda m: 40 <= m <= 90,
         ),
         Claim(
@@ -368,11 +371,7 @@ RECIPE = Recipe(
             lambda m: m >= 80,
         ),
         Claim(
-            "width",
-            "The net becomes narrower.",
-            "400, 58",
-            "by more than half",
-            lambda m: m["after"] < m["before"] / 2,
+            "width", "The net becomes narrower.", "400, 58", "by over a half", lambda m: m["after"] < m["before"] / 2
         ),
         Claim(
             "loss",
