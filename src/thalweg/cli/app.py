@@ -26,6 +26,9 @@ COMMANDS = {
     "probe": "Measure gradient, curvature, degeneracy and slices of the landscape at checkpoints of a network.",
 }
 
+RESUMED = {"tour", "run", "probe"}
+"""Commands that go on from where they were interrupted."""
+
 
 def build(words: Sequence[str]) -> typer.Typer:
     """Put the commands together; only those among the words are loaded."""
@@ -74,7 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         code = 0
     if code == INTERRUPTED:
-        typer.echo("interrupted: state kept; run the same command again to resume", err=True)
+        is_kept = not RESUMED.isdisjoint(words)
+        text = "state kept; run the same command again to resume" if is_kept else "nothing was written"
+        typer.echo(f"interrupted: {text}", err=True)
     return code
 
 

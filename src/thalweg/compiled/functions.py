@@ -66,10 +66,10 @@ _as_bits: Any = intrinsic(_bits_of_float)
 
 
 @inlined
-def expm1_of_negative(u: float) -> float:
-    """e^u - 1 for u ≤ 0, to a few units in the last place, small u included; below -700 that of -700.
+def _reduced(u: float) -> tuple[float, float]:
+    """2^n and e^r - 1 with u = n ln 2 + r, |r| ≤ ln 2 / 2, for u ≤ 0; below -700 those of -700.
 
-    e^u = 2^n e^r with |r| ≤ ln 2 / 2, and e^r - 1 by its Taylor series to r¹³ (remainder 4e-18), summed in pairs.
+    e^r - 1 is its Taylor series to r¹³ (remainder 4e-18), summed in pairs.
     """
     u = max(u, _LEAST_EXPONENT)
     n = np.rint(u * _LOG2_E)
@@ -80,9 +80,22 @@ def expm1_of_negative(u: float) -> float:
     middle = ((1.0 / 720.0) + r * (1.0 / 5040.0)) + r2 * ((1.0 / 40320.0) + r * (1.0 / 362880.0))
     high = ((1.0 / 3628800.0) + r * (1.0 / 39916800.0)) + r2 * ((1.0 / 479001600.0) + r * (1.0 / 6227020800.0))
     p = ((low + r4 * middle) + (r4 * r4) * high) * r2 + r
-    scale = _as_float((_as_bits(n + _SHIFTER) << 52) + (1023 << 52))  # 2^n
-    result: float = scale * p + (scale - 1.0)
-    return result
+    scale: float = _as_float((_as_bits(n + _SHIFTER) << 52) + (1023 << 52))
+    return scale, p
+
+
+@inlined
+def expm1_of_negative(u: float) -> float:
+    """e^u - 1 for u ≤ 0, to a few units in the last place, small u included."""
+    scale, p = _reduced(u)
+    return scale * p + (scale - 1.0)
+
+
+@inlined
+def exp_of_negative(u: float) -> float:
+    """e^u for u ≤ 0, to a few units in the last place, small values included."""
+    scale, p = _reduced(u)
+    return scale * p + scale
 
 
 @compiled
@@ -98,7 +111,7 @@ def activate(kind: int, z: np.ndarray, h: np.ndarray, d: np.ndarray, size: int) 
     elif kind == SIGMOID:
         for i in range(size):
             x = z[i]
-            e = expm1_of_negative(-abs(x)) + 1.0
+            e = exp_of_negative(-abs(x))
             small = e / (1.0 + e)
             value = 1.0 - small if x >= 0.0 else small
             h[i] = value

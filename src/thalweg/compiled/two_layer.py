@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from thalweg.compiled.functions import activate, compiled, expm1_of_negative
+from thalweg.compiled.functions import activate, compiled, exp_of_negative
 
 MSE, SOFTMAX_MSE, CROSS_ENTROPY = 0, 1, 2
 LOSSES = {"mse": MSE, "softmax_mse": SOFTMAX_MSE, "cross_entropy": CROSS_ENTROPY}
@@ -89,7 +89,7 @@ def _softmax(f: np.ndarray, top: np.ndarray) -> None:
     for o in range(outputs):
         out = f[o]
         for i in range(size):
-            out[i] = expm1_of_negative(out[i] - top[i]) + 1.0
+            out[i] = exp_of_negative(out[i] - top[i])
             total[i] += out[i]
     for o in range(outputs):
         out = f[o]
