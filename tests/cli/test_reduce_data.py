@@ -176,6 +176,27 @@ def test_a_tolerance_of_nothing_keeps_all_predictions_and_one_of_all_gives_the_n
     assert narrowest["chosen"]["units"] < exact["chosen"]["units"]
 
 
+def test_a_tolerance_that_rounding_would_miss_is_met(capsys):
+    """Of 100 samples, 82 agree with the one unit that is left; 1 - 0.18 is more than 0.82."""
+    module = torch.nn.Sequential(nn.Linear(1, 2, bias=False), nn.ReLU(), nn.Linear(2, 2))
+    with torch.no_grad():
+        module[0].weight.copy_(torch.tensor([[1.0], [-1.0]]))
+        module[2].weight.copy_(torch.tensor([[1.0, 0.005], [0.0, 0.0]]))
+        module[2].bias.copy_(torch.tensor([0.0, 0.001]))
+    torch.save(module.state_dict(), "two.pt")
+    Path("two.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "net = lambda hidden=2: nn.Sequential(nn.Linear(1, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, 2))\n"
+        "pair = (torch.cat([torch.ones(82, 1), -torch.ones(18, 1)]), torch.zeros(100, dtype=torch.long))\n"
+    )
+    words = "two.pt --model two.py:net --data two.py:pair --amplitude 0.01 --json --force"
+    for tolerance, units in (("0.18", 1), ("0.17", 2)):
+        record = json.loads(reduced(f"{words} --tolerance {tolerance}", capsys)[-1])
+        assert record["chosen"]["units"] == units
+    assert record["points"][-1]["agreement"] == 0.82
+    sys.modules.pop("two", None)
+
+
 def test_numbers_agree_by_the_variance_that_is_explained(capsys):
     lines = reduced("net.pt --model own.py:net --data own.py:numbers", capsys)
     assert "ACCURACY" not in lines[1]

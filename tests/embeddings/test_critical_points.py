@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from thalweg.data import three_tanh
-from thalweg.embeddings import Catalogue, Embedding, Met, catalogue, mirror_of_data, split_plan
+from thalweg.embeddings import Catalogue, Embedding, Met, catalogue, critical_points, mirror_of_data, split_plan
 from thalweg.errors import DataError, ShapeError
 from thalweg.nets import MLP, two_layer
 from thalweg.objective import Objective
@@ -98,6 +98,38 @@ def test_the_four_levels_of_figure_4_with_degeneracy_2_1_1_0() -> None:
     assert [e.mirror_of for e in found.entries] == [None, 3, 2, None]
     assert [e.is_symmetric for e in found.entries] == [True, False, False, True]
     assert found.zero_entries == ()
+
+
+def test_images_are_critical_at_the_embedded_point_itself() -> None:
+    """The embedding principle: before any polish, with the loss of the entry."""
+    for entry in everything_twice().entries:
+        for image in entry.images:
+            wide = landscape(int(image.network.split()[1]))
+            narrow = len(entry.theta) // 3
+            plan = split_plan(view_of(narrow), {GROUP: wide.num_params // 3})
+            theta = Embedding(view_of(narrow), Space.of(two_layer(narrow)), plan).apply(entry.theta)
+            assert image.raw_gradient_l1 == pytest.approx(float(wide.gradient(theta).abs().sum()), abs=1e-13)
+            assert image.raw_gradient_l1 <= 1e-10
+            assert image.loss == pytest.approx(entry.loss, abs=1e-12)
+            assert image.distance == pytest.approx(float((image.theta - theta).norm()), abs=1e-13)
+            assert image.distance <= 1e-6
+
+
+def test_an_image_that_only_a_polish_makes_critical_is_told_by_its_raw_gradient(monkeypatch) -> None:
+    """An embedding that is wrong by 1 %."""
+
+    class Wrong(Embedding):
+        def apply(self, theta: Tensor) -> Tensor:
+            return 1.01 * super().apply(theta)
+
+    given_ = met({2: ["width 2"]}, 0.0, torch.Generator().manual_seed(0))
+    monkeypatch.setattr(critical_points, "Embedding", Wrong)
+    (entry,) = catalogue(given_).entries
+    (image,) = entry.images
+    assert image.gradient_l1 <= 1e-10
+    assert image.raw_gradient_l1 > 1e-3
+    assert image.distance > 1e-3
+    assert image.loss > entry.loss + 1e-6
 
 
 def test_signs_of_eigenvalues_never_fall_from_one_network_to_a_wider_one() -> None:
@@ -196,6 +228,9 @@ def test_rows_are_flat() -> None:
         assert all(isinstance(v, str | int | float | bool | None) for row in rows for v in row.values())
     assert [row["visits in width 3"] for row in found.rows()] == [2, 2, 2, 2]
     assert [r["degeneracy"] for r in found.image_rows() if r["network"] == "width 3"] == [2, 1, 1, 0]
+    images = [image for entry in found.entries for image in entry.images]
+    for name, field in (("embedded_loss", "loss"), ("raw_gradient_l1", "raw_gradient_l1"), ("distance", "distance")):
+        assert [row[name] for row in found.image_rows()] == [getattr(image, field) for image in images]
 
 
 def test_a_deep_network_is_catalogued() -> None:

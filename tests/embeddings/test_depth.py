@@ -293,6 +293,17 @@ class Reader(nn.Module):
         return self.layer(x) * self.layer.in_features
 
 
+class Answer(nn.Module):
+    """It gives classes, not numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x).argmax(1)
+
+
 def tied() -> nn.Module:
     net = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 2))
     net[2].weight = net[0].weight
@@ -327,6 +338,7 @@ X = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
         (tied, "2", {}, StructureError, "whose weight is '0.weight' too"),
         (half_frozen, "0", {}, StructureError, "both trainable or both frozen"),
         (Reader, "idle", {}, StructureError, "Got no call"),
+        (Answer, "layer", {}, StructureError, "Expected outputs of real numbers to compare. Got none"),
         (Reader, "layer", {}, StructureError, "Its code reads the layer's attributes"),
         (lambda: nn.Linear(2, 2), "", {"activation": Gain()}, StructureError, "trainable parameters do nothing"),
         (lambda: nn.Linear(2, 2), "", {"activation": "swash"}, ConfigError, "an activation among relu"),

@@ -2,6 +2,7 @@
 
 import itertools
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -245,6 +246,17 @@ def test_the_narrowest_point_within_both_tolerances_is_picked() -> None:
     assert pick(curve, min_agreement=1.0, max_loss_increase=0.0).num_units == 12
 
 
+def test_an_agreement_that_rounding_puts_below_the_bound_is_good_enough() -> None:
+    """1 - 0.18 is 0.8200000000000001; the next lower share of 100 samples stays out."""
+    objective = small()
+    curve = trade_off(objective, objective.theta(), levels=[0.9])
+    for right, is_picked in ((82, True), (81, False)):
+        comparison = replace(curve.before.comparison, agreement=right / 100)
+        narrow = replace(curve.before, num_units=3, comparison=comparison)
+        found = pick(replace(curve, points=(curve.before, narrow)), min_agreement=1 - 0.18)
+        assert (found is narrow) == is_picked
+
+
 @pytest.mark.parametrize(
     ("tolerances", "message"),
     [
@@ -329,6 +341,22 @@ def test_networks_with_other_outputs_are_not_compared() -> None:
     objective = Objective(net, lambda o, t: o.square().mean(), (torch.ones(3, 2), torch.ones(3, 3)))
     with pytest.raises(ShapeError, match=r"Expected outputs of shape \[\(3, 3\)\]. Got \[\(3, 1\)\]"):
         compare(objective, objective.theta(), [nn.Linear(2, 1).double()])
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("loss", [nn.MSELoss(), nn.CrossEntropyLoss()])
+def test_networks_whose_outputs_are_not_finite_are_not_compared(loss: nn.Module, bad: float) -> None:
+    net, other = (deep_net([2, 4, 3], "tanh", torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    x = torch.randn(10, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    y = torch.arange(10) % 3 if isinstance(loss, nn.CrossEntropyLoss) else x[:, :1].expand(-1, 3)
+    objective = Objective(net, loss, (x, y), batch_size=10)
+    with torch.no_grad():
+        other[-1].bias[1] = bad
+    message = r"Expected finite outputs of module 2 of those compared\. Got 10 of 30 in a batch"
+    with pytest.raises(NumericalError, match=message):
+        compare(objective, objective.theta(), [net, other])
+    with pytest.raises(NumericalError, match=r"outputs of the network at theta\. Got 30 of 30"):
+        compare(objective, objective.theta() * torch.nan, [net])
 
 
 def test_a_sum_is_added_up_and_not_divided() -> None:

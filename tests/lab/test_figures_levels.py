@@ -222,6 +222,15 @@ def test_lines_run_from_each_point_to_what_it_is_embedded_as_and_implied_ones_ar
     np.testing.assert_allclose(sorted(drawn), sorted(wanted), atol=1e-12)
 
 
+def test_lines_are_drawn_in_the_order_of_the_table():
+    """So that the figure is the same whatever the hashes of its ids."""
+    rows = [node(f"{kind}{i}", width, float(i)) for kind, width in (("a", 1), ("b", 2)) for i in range(10)]
+    for order in (range(10), [7, 2, 9, 0, 5, 1, 8, 3, 6, 4]):
+        edges = [{"from": f"a{i}", "to": f"b{i}"} for i in order]
+        (line,) = parts(levels(rows, [*edges, edges[0]], **NAMES).plotly)[0]
+        assert [y for y in line.y if y is not None][::2] == [float(i) for i in order]
+
+
 def test_lines_of_one_level_are_bent_apart():
     figure = levels(NODES, EDGES, **NAMES).plotly
     (line,) = parts(figure)[0]

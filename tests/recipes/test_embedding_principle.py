@@ -8,7 +8,10 @@ from thalweg.lab.claims import judge
 from thalweg.lab.recipe import Context
 from thalweg.recipes.embedding_principle import figure_3a, figure_3b
 
-UNTESTED: dict[str, set[str]] = {"embedding_principle/figure_3b": {"trained"}}
+UNTESTED = {
+    "embedding_principle/figure_3b": {"trained"},
+    "embedding_principle/figure_5": {"agreement", "groups", "silent"},  # numbers of MNIST
+}
 NAMES = ("escape", "figure_1", "figure_3a", "figure_3b", "figure_4", "figure_5", "theorem_2")
 RECIPES = [e.recipe.name for e in find_recipes() if e.recipe.name.startswith("embedding_principle/")]
 
@@ -24,7 +27,7 @@ def test_the_quick_preset_holds(name: str) -> None:
     outcome = recipe.run(recipe.presets["quick"], Context(progress=lambda fraction, _: seen.append(fraction)))
     verdicts = {claim.id: claim.verdict for claim in judge(recipe.claims, outcome.measured)}
     assert "fails" not in verdicts.values(), verdicts
-    untested = UNTESTED.get(name, set())
+    untested = UNTESTED.get(name, set[str]())
     assert {c for c, v in verdicts.items() if v == "untested"} <= untested
     assert len(recipe.figures(outcome.tables)) >= 2
     assert 0 <= min(seen) <= max(seen) <= 1

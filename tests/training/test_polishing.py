@@ -1,5 +1,7 @@
 """Many points are polished as one by one: the same steps, the same points, the same verdicts."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -133,6 +135,20 @@ def test_no_points_are_polished_to_no_points() -> None:
 def test_a_negative_bound_is_refused() -> None:
     with pytest.raises(ConfigError, match="at least 0"):
         polish_all(landscape(1), torch.zeros(1, 3, dtype=torch.float64), gradient_l1=-1.0)
+
+
+def test_a_bound_that_is_no_number_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"at least 0\. Got nan"):
+        polish_all(landscape(1), torch.zeros(1, 3, dtype=torch.float64), gradient_l1=math.nan)
+    with pytest.raises(ConfigError, match=r"at least 0\. Got nan"):
+        polish(landscape(1), torch.zeros(3, dtype=torch.float64), gradient_l1=math.nan)
+
+
+@pytest.mark.parametrize("shape", [(3,), (), (1, 1, 3)])
+def test_points_that_are_no_rows_are_refused(shape: tuple[int, ...]) -> None:
+    """Without the checks of shapes, as a user calls it."""
+    with pytest.raises(ShapeError, match=r"Expected points of shape \(points, 3\). Got"):
+        polish_all.__wrapped__(landscape(1), torch.zeros(shape, dtype=torch.float64))
 
 
 def test_points_of_another_network_are_refused() -> None:

@@ -37,13 +37,19 @@ _ROOT_HALF, _ROOT_2PI = 0.7071067811865476, 2.5066282746310002
 
 def compiled(function: _Function) -> _Function:
     """Compile a function of numbers and arrays when it is first called; the machine code is kept on the disk."""
-    made: _Function = _njit(**_FLAGS)(function)
-    return made
+    return _made(function, {})
 
 
 def inlined(function: _Function) -> _Function:
     """Compile a function into those that call it."""
-    made: _Function = _njit(inline="always", **_FLAGS)(function)
+    return _made(function, {"inline": "always"})
+
+
+def _made(function: _Function, options: dict[str, Any]) -> _Function:
+    try:
+        made: _Function = _njit(**options, **_FLAGS)(function)
+    except RuntimeError:  # no place on the disk for the machine code
+        made = _njit(**options, **(_FLAGS | {"cache": False}))(function)
     return made
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from thalweg.batching import num_samples
-from thalweg.errors import DataError, ShapeError
+from thalweg.errors import DataError, NumericalError, ShapeError
 from thalweg.kernels import plain_kernels
 from thalweg.objective import Loss, Objective
 from thalweg.probes.accuracy import Classes
@@ -65,6 +65,7 @@ def compare(
 
     Raises:
         DataError: no target counts in the loss.
+        NumericalError: outputs of the network at theta or of a module are not finite.
         ShapeError: theta does not fit the module, outputs differ in shape, or a module has no trainable parameter.
         StructureError: a module cannot be copied.
 
@@ -81,7 +82,7 @@ def compare(
     """
     theta = theta.detach().to(device=objective.device, dtype=objective.dtype)
     twins = [_twin(objective, module) for module in modules]
-    tallies = [_Tally() for _ in (objective, *twins)]
+    tallies = [_Tally(place) for place in range(1 + len(twins))]
     base = _Base()
     total, seen = objective.num_samples(), 0
     with torch.no_grad(), plain_kernels():
@@ -112,8 +113,17 @@ def _count(inputs: Any, targets: Any) -> int:
         return 1
 
 
-def _in_double(outputs: Any) -> list[Tensor]:
-    return [t.to(torch.float64) for t in output_tensors(outputs) if t.numel()]
+def _in_double(outputs: Any, place: int) -> list[Tensor]:
+    """Give the outputs of a network, 0 for the one at theta, and refuse NaN: a maximum would not show it."""
+    parts = [t.to(torch.float64) for t in output_tensors(outputs) if t.numel()]
+    wrong = sum(int((~torch.isfinite(part)).sum()) for part in parts)
+    if wrong:
+        whose = f"module {place} of those compared" if place else "the network at theta"
+        raise NumericalError(
+            f"Expected finite outputs of {whose}. Got {wrong} of {sum(p.numel() for p in parts)} in a batch that are "
+            "NaN or infinite. Check its weights."
+        )
+    return parts
 
 
 @dataclass
@@ -133,7 +143,7 @@ class _Base:
     def add(self, loss: Loss, outputs: Any, targets: Any, weight: float) -> None:
         """Take in one batch."""
         self.weights += weight
-        self.outputs = _in_double(outputs)
+        self.outputs = _in_double(outputs, 0)
         self.classes, self.labels = _classes(loss, outputs, targets)
         if (axis := self.classes.axis) is not None:
             counts = self.labels != self.classes.ignored
@@ -150,8 +160,9 @@ class _Base:
 
 @dataclass
 class _Tally:
-    """Sums over all batches for one network."""
+    """Sums over all batches for one network: 0 is the one at theta."""
 
+    place: int
     loss: float = 0.0
     right: int = 0
     same: int = 0
@@ -162,7 +173,7 @@ class _Tally:
     def add(self, base: _Base, outputs: Any, loss: float) -> None:
         """Take in one batch; `base` has taken it in."""
         self.loss += loss
-        parts = _in_double(outputs)
+        parts = _in_double(outputs, self.place)
         if [p.shape for p in parts] != [p.shape for p in base.outputs]:
             raise ShapeError(
                 f"Expected outputs of shape {[tuple(p.shape) for p in base.outputs]}. "

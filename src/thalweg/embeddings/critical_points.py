@@ -87,7 +87,8 @@ def catalogue(
     by their outputs on the data, which no symmetry changes; each is brought to the narrowest network in which it is
     a critical point of the same outputs (its origin); points of one function and one width of origin are one entry
     if they agree up to permutation and sign of units, if the entry is degenerate at its origin, or if the straight
-    line between them is critical all along. Each entry is then embedded into the networks of the list.
+    line between them is critical all along. Each entry is then embedded into the networks of the list, where its
+    loss and gradient are taken before the polish, its eigenvalues after.
 
     Args:
         met: the points, one `Met` per network; the networks differ in the sizes of their groups only.
@@ -358,7 +359,15 @@ def _images(entry: Entry, networks: Sequence[Network], threshold: float | None, 
         theta = Embedding(origin.view, origin.objective.space, plan).apply(entry.theta)
         found = polish_all(network.objective, theta.unsqueeze(0))
         signs = signs_at(network.objective, found.thetas[0], threshold)
-        yield Image(network.name, found.thetas[0], float(found.gradient_l1[0]), signs)
+        yield Image(
+            network=network.name,
+            theta=found.thetas[0],
+            gradient_l1=float(found.gradient_l1[0]),
+            inertia=signs,
+            raw_gradient_l1=float(found.raw_gradient_l1[0]),
+            distance=float(found.distances[0]),
+            loss=float(found.raw_values[0]),
+        )
 
 
 def _sightings(cluster: _Cluster, entry: int, networks: Sequence[Network]) -> Iterator[Sighting]:

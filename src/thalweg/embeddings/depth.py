@@ -158,7 +158,8 @@ def deepen(
 
     Raises:
         StructureError: no such layer or not of a kind that can be deepened; its weight is tied; the module does
-            not run it, or not when it is a sequence of layers; the activation has trainable parameters that matter.
+            not run it, or not when it is a sequence of layers, or gives no real numbers to compare; the activation
+            has trainable parameters that matter.
         ConfigError: an unknown activation, one without slope at `centre`, or a tolerance or margin that is not
             positive.
         NumericalError: the layer's inputs are not finite, or the tolerance is beyond what rounding leaves.
@@ -245,6 +246,11 @@ def _measured(module: nn.Module, name: str, target: Affine, arguments: Inputs) -
     span = Span(torch.stack(lows).amin(dim=0), torch.stack(highs).amax(dim=0))
     if not bool(torch.isfinite(span.high - span.low).all()):
         raise NumericalError(f"Expected finite inputs of {name!r}. Got NaN or infinity. Check the data.")
+    if not outputs:
+        raise StructureError(
+            "Expected outputs of real numbers to compare. Got none. Pass a module that returns what its answer is "
+            "taken from, such as logits in place of their argmax."
+        )
     return span, outputs
 
 
@@ -304,4 +310,4 @@ def _change(module: nn.Module, name: str, arguments: Inputs, before: list[Tensor
             "Its code reads the layer's attributes: deepen another layer."
         ) from error
     errors = [float((a - b).abs().max()) / (float(b.abs().max()) or 1.0) for a, b in zip(after, before, strict=True)]
-    return max((e if math.isfinite(e) else math.inf for e in errors), default=0.0)
+    return max(e if math.isfinite(e) else math.inf for e in errors)

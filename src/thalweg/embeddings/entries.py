@@ -19,12 +19,18 @@ class Image:
         theta: the embedded point, after polishing there.
         gradient_l1: ‖∇R‖₁ there.
         inertia: the signs of the Hessian's eigenvalues there; `zero` is the degeneracy.
+        raw_gradient_l1: ‖∇R‖₁ at the embedded point itself, before polishing: whether the embedding is critical.
+        distance: ‖theta - embedded point‖₂ of the polish.
+        loss: R at the embedded point itself; that of the entry, up to rounding, if the embedding is right.
     """
 
     network: str
     theta: Float[Tensor, " params"]
     gradient_l1: float
     inertia: Inertia
+    raw_gradient_l1: float
+    distance: float
+    loss: float
 
 
 @dataclass(frozen=True)
@@ -169,6 +175,9 @@ class Catalogue:
                 "width": "-".join(str(w) for w in entry.widths.values()),
                 "loss": entry.loss,
                 "network": image.network,
+                "embedded_loss": image.loss,
+                "raw_gradient_l1": image.raw_gradient_l1,
+                "distance": image.distance,
                 "gradient_l1": image.gradient_l1,
                 "negative": image.inertia.negative,
                 "degeneracy": image.inertia.zero,

@@ -107,7 +107,7 @@ def polish(
         >>> polish(objective, torch.zeros(2)).theta.round(decimals=6)
         tensor([2., 0.], dtype=torch.float64)
     """
-    if gradient_l1 < 0 or max_steps < 0:
+    if not gradient_l1 >= 0 or max_steps < 0:
         raise ConfigError(
             f"Expected a bound and a number of steps of at least 0. Got {gradient_l1} and {max_steps}. Raise them."
         )

@@ -145,14 +145,21 @@ class Compiled:
         self._net = (problem.offsets, functions.ACTIVATIONS[problem.activation], two_layer.LOSSES[problem.loss])
         self._data = (problem.inputs, problem.targets, problem.weight)
         self._hidden, self._workers = problem.hidden, workers
-        for theta in random_points(objective):
-            state = State.at(theta.unsqueeze(0))
-            self.advance(state, Steps("gd", 1.0, -1.0), 0, 1, None, moves=True)
-            expected = objective.gradient(theta)
-            if not float((theta - state.theta[0] - expected).abs().max()) <= _AGREEMENT * float(expected.abs().max()):
-                raise ConfigError(
-                    "Expected the compiled loop to have the landscape's gradient. Got another one. Use engine='func'."
-                )
+        if not self.agrees(objective, torch.stack(list(random_points(objective)))):
+            raise ConfigError(
+                "Expected the compiled loop to have the landscape's gradient. Got another one. Use engine='func'."
+            )
+
+    def agrees(self, objective: Objective, thetas: Float[Tensor, "points params"]) -> bool:
+        """Say whether value and gradient of the loop at some points are those of the landscape, up to rounding."""
+        state = State.at(thetas)
+        self.advance(state, Steps("gd", 1.0, -1.0), 0, 1, None, moves=True)
+        values, slopes = objective.value_and_gradient(thetas)
+        size = thetas.abs() + slopes.abs()  # what a difference of points is rounded by
+        off = (thetas - state.theta - slopes).abs()
+        near = off <= _AGREEMENT * slopes.abs().amax(1, keepdim=True) + 1e-14 * size
+        same = (state.losses - values).abs() <= _AGREEMENT * values.abs() + 1e-14
+        return bool((near.all(1) & same)[torch.isfinite(values) & torch.isfinite(slopes).all(1)].all())
 
     def advance(
         self, state: State, how: Steps, begin: int, end: int, order: Int[Tensor, "steps batch"] | None, *, moves: bool
@@ -207,7 +214,7 @@ class Func:
     def __init__(self, objective: Objective) -> None:
         self._objective = objective
         self._is_plain = objective.in_memory and objective.mode == "eval"
-        self._batches = list(objective.weighted_batches()) if self._is_plain else []
+        self._batches = list(objective.weighted_batches()) if objective.in_memory else []
         self._is_mean = objective.reduction != "sum"
 
     def advance(
@@ -248,8 +255,22 @@ class Func:
         """Value and gradient on some samples, as an estimate of those on all."""
         rows = samples.to(self._objective.device)
         batch = tuple(tree_map_only(Tensor, lambda t: t[rows], part) for part in self._batches[0][1])
-        total = self._objective.num_samples() or 1
-        return self._batched(theta, batch, 1.0 if self._is_mean else total / len(rows))
+        scale = 1.0 if self._is_mean else (self._objective.num_samples() or 1) / len(rows)
+        if self._is_plain:
+            try:
+                return self._batched(theta, batch, scale)
+            except RuntimeError:  # an operation without a batching rule
+                self._is_plain = False
+        return self._one_by_one(theta, batch, scale)
+
+    def _one_by_one(self, theta: Tensor, batch: Batch, scale: float) -> tuple[Tensor, Tensor]:
+        values, slopes = [], []
+        for point in theta:
+            leaf = point.detach().clone().requires_grad_()
+            value = scale * self._objective.batch_loss(leaf, *batch)
+            values.append(value.detach())
+            slopes.append(torch.autograd.grad(value, leaf, materialize_grads=True)[0])
+        return torch.stack(values), torch.stack(slopes)
 
     @staticmethod
     def _noted(state: State, values: Tensor, slopes: Tensor, step: int, stop: float, *, keeps: bool) -> Tensor:

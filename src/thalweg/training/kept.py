@@ -9,7 +9,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
+import thalweg
 from thalweg.checkpoint import load_metadata, save_state
 from thalweg.errors import CheckpointError
 from thalweg.objective import Objective
@@ -22,7 +24,7 @@ _LEAST = ("least_steps", "least_losses", "least_l1", "least_thetas")
 
 
 class Ledger:
-    """The state of a population and all that is recorded of it.
+    """The state of a population and all that is recorded of it; `is_whole` unless a step is under way.
 
     Args:
         state: where it stands.
@@ -30,7 +32,8 @@ class Ledger:
 
     def __init__(self, state: State) -> None:
         self.state = state
-        self.step, self.seconds, self.is_closed = 0, 0.0, False
+        self.step, self.seconds, self.is_closed, self.is_whole = 0, 0.0, False, True
+        self._before = (0, state.theta.clone())  # step and points at the record under way
         self.sound = state.theta.clone()  # of each trial the last recorded finite point
         self.sound_step = torch.zeros_like(state.status)
         self.ended = torch.zeros_like(state.status)  # of a stopped trial the step
@@ -48,10 +51,7 @@ class Ledger:
         """Begin a stretch at a record: put away the least points of the last one, remember the sound points."""
         if step > 0:
             self._put_away()
-        sound = self.state.status != DIVERGED
-        sound = sound & torch.isfinite(self.state.theta).all(1)
-        self.sound = torch.where(sound.unsqueeze(1), self.state.theta, self.sound)
-        self._candidate_step = torch.where(sound, torch.full_like(self.sound_step, step), self.sound_step)
+        self._before = (step, self.state.theta.clone())
 
     def note_record(self) -> None:
         """Take the record of the step that has just been measured."""
@@ -59,7 +59,9 @@ class Ledger:
         nan = torch.full_like(self.state.losses, math.nan)
         self.losses.append(torch.where(gone, nan, self.state.losses))
         self.norms.append(torch.where(gone, nan, self.state.norms))
-        self.sound_step = torch.where(gone, self.sound_step, self._candidate_step)
+        step, theta = self._before
+        self.sound_step = torch.where(gone, self.sound_step, torch.full_like(self.sound_step, step))
+        self.sound = torch.where(gone.unsqueeze(1), self.sound, theta)
 
     def close(self) -> None:
         """End the last stretch."""
@@ -143,20 +145,24 @@ class Kept:
         Raises:
             CheckpointError: the folder cannot be written.
         """
-        save_state(self._path, ledger.tensors(), ledger.numbers())
+        try:
+            save_state(self._path, ledger.tensors(), ledger.numbers())
+        except CheckpointError:  # another process may just have removed the folder: it is made again
+            save_state(self._path, ledger.tensors(), ledger.numbers())
 
     def read_into(self, ledger: Ledger) -> None:
         """Take up what was kept; a file that cannot be read is passed over, and the training begins anew."""
         if not self._path.exists():
             return
+        starts = ledger.state.theta.clone()
         try:
             ledger.restore(load_file(self._path), load_metadata(self._path))
         except (CheckpointError, OSError, KeyError, ValueError, RuntimeError, SafetensorError):
-            ledger.__init__(State.at(ledger.sound))  # type: ignore[misc]
+            ledger.__init__(State.at(starts))  # type: ignore[misc]
 
 
 def fingerprint(objective: Objective, thetas: Tensor, settings: Any) -> str:
-    """Name a training by its starts, its settings, and value and gradient at the first start to the last bit.
+    """Name a training by its starts, its settings, its data, and its landscape at the starts, to the last bit.
 
     Args:
         objective: the landscape.
@@ -166,9 +172,12 @@ def fingerprint(objective: Objective, thetas: Tensor, settings: Any) -> str:
     Returns:
         Sixteen hexadecimal digits.
     """
-    value, gradient = objective.value_and_gradient(thetas[0])
-    digest = hashlib.sha256()
-    for tensor in (thetas, value, gradient):
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    digest.update(repr(settings).encode())
+    digest = hashlib.sha256(repr((thalweg.__version__, settings)).encode())
+    tensors = [thetas, *objective.value_and_gradient(thetas)]
+    if objective.in_memory:
+        for batch in objective.batches():
+            tensors += [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
+    for tensor in tensors:
+        digest.update(repr((tensor.dtype, tuple(tensor.shape))).encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -93,8 +93,8 @@ def polish_all(
         The best points met beside the raw ones.
 
     Raises:
-        ShapeError: the points do not fit the module.
-        ConfigError: the bound or the number of steps is negative.
+        ShapeError: the points do not fit the module, or are no rows of a matrix.
+        ConfigError: the bound or the number of steps is negative, or the bound is NaN.
 
     **Source:** as `polish`: the empirical critical points of Zhang et al. 2021 (arXiv 2105.14573), Fig. 4, are met
     by training alone; the polish is ours.
@@ -105,11 +105,11 @@ def polish_all(
         >>> polish_all(objective, torch.randn(5, 2)).status.count("converged")
         5
     """
-    if gradient_l1 < 0 or max_steps < 0:
+    if not gradient_l1 >= 0 or max_steps < 0:
         raise ConfigError(
             f"Expected a bound and a number of steps of at least 0. Got {gradient_l1} and {max_steps}. Raise them."
         )
-    if thetas.shape[1] != objective.num_params:
+    if thetas.ndim != 2 or thetas.shape[1] != objective.num_params:
         raise ShapeError(
             f"Expected points of shape (points, {objective.num_params}). Got {tuple(thetas.shape)}. "
             "Build them with Objective.theta(module)."

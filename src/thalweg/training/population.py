@@ -18,10 +18,12 @@ from torch import Tensor
 
 from thalweg.errors import ConfigError, ShapeError
 from thalweg.objective import Objective
-from thalweg.training.engines import DIVERGED, STOPPED, State, Steps, batch_orders, choose_engine
+from thalweg.training.engines import DIVERGED, STOPPED, Engine, State, Steps, batch_orders, choose_engine
 from thalweg.training.kept import Kept, Ledger, fingerprint
 from thalweg.training.single import TrainingRun, recording_steps
 
+# Stretches at which the compiled loop's losses are compared with the landscape's, after the training.
+_CHECKS = 16
 # Seconds that one call into an engine takes, so that progress, Ctrl-C and the kept state come in time.
 _CALL_SECONDS, _TELL_SECONDS = 0.3, 1.0
 # Seconds between two writings of the state; writing takes at most a twentieth of the time.
@@ -148,15 +150,15 @@ def train_population(  # noqa: PLR0913 - one noun each: the landscape, the start
         stop_gradient_l1: a trial stops as soon as its ‖∇R‖₁ is at or below this. Default: never.
         engine: "compiled", "func", or "auto": the compiled loop where it applies and the layers are narrow.
         workers: threads of the compiled loop. Default: as many as torch uses.
-        keep: a folder in which the state is kept (every ten seconds, and when interrupted); called again with the
-            same arguments, the training goes on from there and ends the same, and a finished one is read back.
+        keep: a folder in which the state is kept, every ten seconds; called again with the same arguments, the
+            training goes on from there and ends the same to the last bit, and a finished one is read back.
         progress: called as `progress(step, steps per second)`.
 
     Returns:
         The record of all trials. A NaN or infinity ends a trial with status "diverged", and only that trial.
 
     Raises:
-        ConfigError: an unknown optimizer or engine, a learning rate or a number that is not positive, starts that
+        ConfigError: an unknown optimizer or engine, a learning rate, bound or number out of range, starts that
             are not finite, mini-batches of data that are not one pair of tensors in memory.
         ShapeError: the thetas do not fit the module.
         CheckpointError: the folder cannot be written.
@@ -184,19 +186,56 @@ def train_population(  # noqa: PLR0913 - one noun each: the landscape, the start
     order = _order(objective, batch_size, seed)
     starts = thetas.detach().to(device=objective.device, dtype=objective.dtype)
     mover = choose_engine(objective, engine, _threads(workers))
-    name = fingerprint(objective, starts, (how, steps, batch_size, seed, records, mover.name))
+    run = _run(mover, objective, starts, records, how, order, (batch_size, seed), keep, progress)
+    if mover.name == "compiled" and not _is_of(objective, run):
+        if engine == "compiled":
+            raise ConfigError(
+                "Expected a landscape that the compiled loop computes everywhere. Got one that differs where the "
+                "training went. Use engine='func'."
+            )
+        mover = choose_engine(objective, "func", 1)
+        run = _run(mover, objective, starts, records, how, order, (batch_size, seed), keep, progress)
+    return run
+
+
+def _run(  # noqa: PLR0913, PLR0917 - what train_population was given, settled
+    mover: Engine,
+    objective: Objective,
+    starts: Tensor,
+    records: Sequence[int],
+    how: Steps,
+    order: Callable[[int, int], Tensor] | None,
+    batches: tuple[int | None, int],
+    keep: str | os.PathLike[str] | None,
+    progress: Progress | None,
+) -> PopulationRun:
     ledger = Ledger(State.at(starts))
-    kept = Kept(Path(keep), name) if keep is not None else None
-    if kept is not None:
+    kept = None
+    if keep is not None:
+        kept = Kept(Path(keep), fingerprint(objective, starts, (how, batches, records, mover.name)))
         kept.read_into(ledger)
+        if not ledger.is_closed:
+            kept.write(ledger)  # a folder that cannot be written is told before the work
     clock = _Clock(ledger, records[-1], progress, kept)
     try:
         _walk(ledger, records, mover.advance, how, order, clock)
     except KeyboardInterrupt:
-        clock.write()
+        if ledger.is_whole:  # else what was written last stands
+            clock.write()
         raise
     clock.write()
     return _closed(ledger, records, mover.name)
+
+
+def _is_of(objective: Objective, run: PopulationRun) -> bool:
+    """Say whether recorded losses are the landscape's, at points all along the way: a check of the compiled loop."""
+    stretches = run.least_thetas.shape[1]
+    places = sorted({round(i * (stretches - 1) / _CHECKS) for i in range(_CHECKS + 1)})
+    thetas, losses = run.least_thetas[:, places].flatten(0, 1), run.least_losses[:, places].flatten()
+    seen = (run.least_steps[:, places] >= 0).flatten()
+    values = objective.value(thetas[seen])
+    scale = run.losses[:, 0].nan_to_num().abs().max()
+    return bool(((values - losses[seen]).abs() <= 1e-9 * values.abs() + 1e-13 * scale).all())
 
 
 def _steps(optimizer: str, rate: float, batch_size: int | None, stop: float | None) -> Steps:
@@ -209,6 +248,8 @@ def _steps(optimizer: str, rate: float, batch_size: int | None, stop: float | No
             f"Expected a batch_size with 'sgd' and none with 'gd'. Got {batch_size} with {optimizer!r}. "
             "Give both, or neither."
         )
+    if stop is not None and not stop >= 0:
+        raise ConfigError(f"Expected a bound of at least 0 to stop at. Got {stop}. Leave it out to stop never.")
     return Steps("adam" if optimizer == "adam" else "gd", rate, -1.0 if stop is None else stop)
 
 
@@ -216,11 +257,16 @@ def _order(objective: Objective, batch_size: int | None, seed: int) -> Callable[
     if batch_size is None:
         return None
     samples = objective.num_samples()
-    is_pair = objective.in_memory and samples is not None and sum(1 for _ in objective.batches()) == 1
+    is_pair = (
+        objective.in_memory
+        and objective.mode == "eval"
+        and samples is not None
+        and sum(1 for _ in objective.batches()) == 1
+    )
     if not is_pair or samples is None or not 1 <= batch_size <= samples:
         raise ConfigError(
             f"Expected mini-batches of at most {samples} samples of one pair of tensors in memory. "
-            f"Got batch_size={batch_size}. Pass (inputs, targets) as the data, without batch_size there."
+            f"Got batch_size={batch_size}. Pass (inputs, targets) as the data, not in batches, in eval mode."
         )
     orders: Callable[[int, int], Tensor] = batch_orders(samples, batch_size, seed)
     return orders
@@ -282,6 +328,7 @@ def _walk(
     state, last = ledger.state, records[-1]
     while not ledger.is_closed:
         begun, step = time.perf_counter(), ledger.step
+        ledger.is_whole = False
         due = ledger.num_records < len(records) and records[ledger.num_records] == step
         if due:
             ledger.open_stretch(step)
@@ -292,15 +339,18 @@ def _walk(
             ledger.note_record()
             if step == last:
                 ledger.close()
+                ledger.is_whole = True
                 clock.note(1, time.perf_counter() - begun)
                 break
             if order is None:
                 ledger.step = step + 1
+                ledger.is_whole = True
                 clock.note(1, time.perf_counter() - begun)
                 continue
         end = min(records[ledger.num_records], step + clock.allowed())
         advance(state, how, step, end, None if order is None else order(step, end), moves=True)
         ledger.step = end
+        ledger.is_whole = True
         clock.note(end - step, time.perf_counter() - begun)
 
 

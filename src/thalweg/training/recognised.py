@@ -22,7 +22,8 @@ _ACTIVATIONS = {"tanh": torch.tanh, "sigmoid": torch.sigmoid, "relu": torch.relu
 _AGREEMENT = 1e-10
 """How far value and gradient of the loop may lie from the landscape's, relative (chosen by us: far above the
 1e-15 that is seen, far below the 1e-2 of another activation or loss)."""
-_POINTS = 3
+_SCALES = (0.1, 1.0, 1.0, 10.0, 100.0)
+"""Sizes of the points at which landscapes are compared: what only clips large values must differ somewhere."""
 
 
 @dataclass(frozen=True)
@@ -89,10 +90,10 @@ def recognise(objective: Objective) -> TwoLayerProblem | None:
 
 
 def random_points(objective: Objective) -> Iterator[Tensor]:
-    """Draw a few points of the size of an ordinary initialisation, always the same ones."""
+    """Draw a few points, from small to huge, always the same ones."""
     generator = torch.Generator().manual_seed(0)
-    for _ in range(_POINTS):
-        yield torch.randn(objective.num_params, generator=generator, dtype=torch.float64)
+    for scale in _SCALES:
+        yield scale * torch.randn(objective.num_params, generator=generator, dtype=torch.float64)
 
 
 def _look(objective: Objective, theta: Tensor) -> _Seen | None:
@@ -130,8 +131,9 @@ def _matched(objective: Objective, seen: list[_Seen]) -> TwoLayerProblem | None:
     if layers is None or activation is None or targets is None or not bool(torch.isfinite(first.inputs).all()):
         return None
     for name in ("mse", "softmax_mse", "cross_entropy"):
-        ratios = [s.value / plain_loss(name, s.outputs, targets, s.weight) for s in seen]
-        if math.isfinite(ratios[0]) and ratios[0] > 0 and all(abs(r / ratios[0] - 1) < _AGREEMENT for r in ratios):
+        plain = [plain_loss(name, s.outputs, targets, s.weight) for s in seen]
+        ratios = [s.value / value if value else math.nan for s, value in zip(seen, plain, strict=True)]
+        if ratios[1] > 0 and all(abs(r / ratios[1] - 1) < _AGREEMENT for r in ratios):
             break
     else:
         return None
@@ -151,7 +153,7 @@ def _matched(objective: Objective, seen: list[_Seen]) -> TwoLayerProblem | None:
         loss=name,
         inputs=np.ascontiguousarray(first.inputs.T.numpy()),
         targets=np.ascontiguousarray(targets.T.numpy()),
-        weight=first.weight.numpy() * ratios[0],
+        weight=first.weight.numpy() * ratios[1],
     )
 
 

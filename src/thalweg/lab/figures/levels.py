@@ -141,7 +141,7 @@ def _finite(nodes: Table, name: str) -> np.ndarray:
 
 
 def _links(edges: Table, points: Mapping[object, _Point]) -> list[tuple[object, object]]:
-    """Edges as pairs of ids, without those that two others imply."""
+    """Edges as pairs of ids, in the order of the table, without those that two others imply."""
     pairs = list(zip(column(edges, "from"), column(edges, "to"), strict=True)) if edges else []
     for a, b in pairs:
         unknown = [end for end in (a, b) if end not in points]
@@ -152,7 +152,7 @@ def _links(edges: Table, points: Mapping[object, _Point]) -> list[tuple[object, 
                 f"Expected edges to wider nets. Got {a!r} of width {points[a].width:g} to {b!r} of width "
                 f"{points[b].width:g}. Turn it round."
             )
-    known = set(pairs)
+    known = dict.fromkeys(pairs)
     return [(a, c) for a, c in known if not any((a, b) in known and (b, c) in known for b in points)]
 
 

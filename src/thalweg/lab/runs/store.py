@@ -131,7 +131,7 @@ class Store:
             flush_folder(target.parent)
             if manifest.status == "finished":
                 shutil.rmtree(self.root / "failed" / manifest.id, ignore_errors=True)
-                shutil.rmtree(self.partial(manifest.id), ignore_errors=True)
+                self._remove(self.partial(manifest.id))
         return load_run(target)
 
     @staticmethod
@@ -157,6 +157,14 @@ class Store:
             with contextlib.suppress(FileNotFoundError):  # another writer may have replaced it first
                 os.rename(target, old)
             shutil.rmtree(old, ignore_errors=True)
+
+    def _remove(self, folder: Path) -> None:
+        """Remove a folder in which another process may write: it is out of sight first."""
+        aside = self._temporary()
+        with contextlib.suppress(OSError):
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(folder, aside)
+        shutil.rmtree(aside, ignore_errors=True)
 
     @contextlib.contextmanager
     def _aside(self) -> Iterator[Path]:

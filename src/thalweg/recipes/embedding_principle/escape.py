@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from thalweg.lab.claims import Claim
-from thalweg.lab.figures import Figure, curves, scatter_agreement
 from thalweg.lab.recipe import Context, Outcome, Preset, Recipe
 from thalweg.lab.tables import Tables
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from thalweg.lab.figures import Figure
     from thalweg.objective import Objective
 
 
@@ -182,8 +182,10 @@ def _predicted(values: "Tensor", moves: "Tensor", fall: float, preset: EscapePre
     return result
 
 
-def figures(tables: Tables) -> Sequence[Figure]:
+def figures(tables: Tables) -> "Sequence[Figure]":
     """Draw the time against the width, and against the prediction."""
+    from thalweg.lab.figures import curves, scatter_agreement
+
     drawn = []
     rows = [row for row in tables["widths"] if row["steps"] is not None]
     if rows:

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from thalweg.lab.claims import Claim
-from thalweg.lab.figures import Figure, curves
 from thalweg.lab.recipe import Context, Outcome, Preset, Recipe
 from thalweg.lab.tables import Tables
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from thalweg.lab.figures import Figure
     from thalweg.objective import Objective
     from thalweg.training import PopulationRun
 
@@ -179,8 +179,10 @@ def _slowest(trained: "PopulationRun", level: float) -> "Tensor | None":
     return trained.least_thetas[0, int(norms.argmin())]
 
 
-def figures(tables: Tables) -> Sequence[Figure]:
+def figures(tables: Tables) -> "Sequence[Figure]":
     """Draw the loss with the levels of narrow nets, and the functions."""
+    from thalweg.lab.figures import curves
+
     return [
         curves(
             tables["loss"],

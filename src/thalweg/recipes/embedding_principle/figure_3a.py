@@ -9,7 +9,6 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 from thalweg.lab.claims import Claim
-from thalweg.lab.figures import Figure, curves, inertia_bars, spectrum
 from thalweg.lab.recipe import Context, Outcome, Preset, Recipe
 from thalweg.lab.tables import Tables
 
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from thalweg.embeddings import Embedding
+    from thalweg.lab.figures import Figure
     from thalweg.objective import Objective
     from thalweg.training import CriticalPoint
 
@@ -212,8 +212,10 @@ def _embeddings(preset: Figure3aPreset, objective: "Objective", point: "Critical
     return made
 
 
-def figures(tables: Tables) -> Sequence[Figure]:
+def figures(tables: Tables) -> "Sequence[Figure]":
     """Draw the spectra, their signs, the functions and the trainings."""
+    from thalweg.lab.figures import curves, inertia_bars, spectrum
+
     return [
         spectrum(
             tables["spectra"],

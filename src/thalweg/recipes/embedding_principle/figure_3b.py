@@ -13,13 +13,13 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from thalweg.lab.claims import Claim
-from thalweg.lab.figures import Figure, curves, inertia_bars, spectrum
 from thalweg.lab.recipe import Context, Outcome, Preset, Recipe
 from thalweg.lab.tables import Tables
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from thalweg.lab.figures import Figure
     from thalweg.objective import Objective
     from thalweg.probes import Inertia
     from thalweg.training import CriticalPoint
@@ -188,8 +188,10 @@ def _has_papers_counts(ladder: "Sequence[Inertia]") -> bool:
     return [s.negative for s in ladder[1:]] == NEGATIVE and [s.zero for s in ladder[1:]] == ZERO
 
 
-def figures(tables: Tables) -> Sequence[Figure]:
+def figures(tables: Tables) -> "Sequence[Figure]":
     """Draw the spectra of one ladder, the counts of all, and the training."""
+    from thalweg.lab.figures import curves, inertia_bars, spectrum
+
     drawn = [
         inertia_bars(
             tables["inertia"],

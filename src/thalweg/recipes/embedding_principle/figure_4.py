@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from thalweg.lab.claims import Claim
-from thalweg.lab.figures import Figure, curves, levels
 from thalweg.lab.recipe import Context, Outcome, Preset, Recipe
 from thalweg.lab.tables import Tables
 
 if TYPE_CHECKING:
     from thalweg.embeddings import Catalogue, Entry
     from thalweg.embeddings.critical_points import Met
+    from thalweg.lab.figures import Figure
     from thalweg.objective import Objective
 
 LEVELS = (0.109023, 0.0697915, 0.0697915, 0.0)
@@ -95,7 +95,7 @@ def _measured(
     measured: dict[str, Any] = {
         "levels": [None if entry is None else round(entry.loss, 9) for entry in listed],
         "critical": max(
-            (image.gradient_l1 for entry in made.entries for image in entry.images if image.network == widest),
+            (image.raw_gradient_l1 for entry in made.entries for image in entry.images if image.network == widest),
             default=None,
         ),
     }
@@ -203,8 +203,10 @@ def _outputs(objective: "Objective", chosen: "Sequence[Entry]") -> list[dict[str
     ]
 
 
-def figures(tables: Tables) -> Sequence[Figure]:
+def figures(tables: Tables) -> "Sequence[Figure]":
     """Draw the diagram, the functions, and the trainings."""
+    from thalweg.lab.figures import curves, levels
+
     drawn = []
     if tables["nodes"]:
         drawn.append(
@@ -296,7 +298,7 @@ RECIPE = Recipe(
             "critical",
             "Every critical point that is met, embedded into width 3, is critical there: largest L1 gradient.",
             "0",
-            "at most 1e-10",
+            "at most 1e-10, at the embedded points as they are",
             lambda m: m <= 1e-10,
         ),
     ),

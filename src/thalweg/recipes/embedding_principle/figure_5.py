@@ -20,7 +20,6 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 from thalweg.lab.claims import Claim
-from thalweg.lab.figures import Figure, curves, matrix
 from thalweg.lab.progress import Progress
 from thalweg.lab.recipe import Context, Outcome, Preset, Recipe
 from thalweg.lab.tables import Table, Tables
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
 
     from thalweg.data import Dataset
     from thalweg.embeddings import Reduced
+    from thalweg.lab.figures import Figure
     from thalweg.objective import Objective
     from thalweg.training import Plateau, TrainingRun
 
@@ -38,8 +38,7 @@ HIDDEN = "layers.0"
 """The group of hidden neurons, by the layer that makes them."""
 FULL, REDUCED, RETRAINED = "full", "reduced", "reduced, retrained"
 DESCENT = 0.1
-"""A plateau counts if its loss is at most this fraction of the loss at the start: before the first descent, a net of
-tiny weights stands at the critical point 0."""
+"""A plateau counts if its loss is at most this fraction of that at the start, where tiny weights are critical too."""
 DRAWN = 150
 """Neurons of the drawn similarity matrix at most; of more, every n-th is drawn. The whole one is stored."""
 
@@ -283,8 +282,10 @@ def _measured(
     return measured
 
 
-def figures(tables: Tables) -> Sequence[Figure]:
+def figures(tables: Tables) -> "Sequence[Figure]":
     """Draw the training, the similarities before, the return of the loss, and what both nets predict."""
+    from thalweg.lab.figures import curves, matrix
+
     full, reduced, retrained = tables["nets"]
     groups = [row["group"] for row in tables["neurons"]]
     breaks = [place for place, (a, b) in enumerate(pairwise(groups), 1) if a != b]

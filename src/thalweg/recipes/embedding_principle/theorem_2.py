@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from thalweg.lab.claims import Claim
-from thalweg.lab.figures import Figure, curves, inertia_bars
 from thalweg.lab.recipe import Context, Outcome, Preset, Recipe
 from thalweg.lab.tables import Tables
 
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from thalweg.lab.figures import Figure
     from thalweg.objective import Objective
     from thalweg.training import CriticalPoint
 
@@ -196,8 +196,10 @@ def _subspace(
     return row, [{"net": name, "sample": i + 1, "gradient": v / point.gradient_l1} for i, v in enumerate(ordered)]
 
 
-def figures(tables: Tables) -> Sequence[Figure]:
+def figures(tables: Tables) -> "Sequence[Figure]":
     """Draw the gradients over the subspaces, and the signs before and after."""
+    from thalweg.lab.figures import curves, inertia_bars
+
     return [
         curves(
             tables["gradients"],
