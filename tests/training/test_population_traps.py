@@ -114,6 +114,14 @@ def test_other_data_are_another_training_even_where_the_first_start_does_not_see
     assert losses[0] != losses[1]
 
 
+def test_a_single_trial_in_half_precision_is_kept_too(tmp_path):
+    net = nn.Sequential(nn.Linear(1, 3), nn.Tanh(), nn.Linear(3, 1)).bfloat16()
+    objective = Objective(net, nn.MSELoss(), (LINE.bfloat16(), LINE.bfloat16()))
+    options: Any = {"learning_rate": 0.1, "steps": 3, "keep": tmp_path}
+    one = train_population(objective, objective.theta().unsqueeze(0), **options)
+    same(train_population(objective, objective.theta().unsqueeze(0), **options), one, atol=0.0)
+
+
 def test_a_kept_file_without_its_numbers_is_passed_over(tmp_path):
     from safetensors.torch import load_file
 

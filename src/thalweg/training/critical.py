@@ -96,7 +96,7 @@ def polish(
 
     Raises:
         ShapeError: theta does not fit the module.
-        ConfigError: the bound or the number of steps is negative.
+        ConfigError: the bound or the number of steps is negative, or the bound is NaN.
 
     **Source:** the empirical critical points of Zhang et al. 2021 (arXiv 2105.14573), Fig. 3, are met by
     training alone; the polish is ours.

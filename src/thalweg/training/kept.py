@@ -179,5 +179,6 @@ def fingerprint(objective: Objective, thetas: Tensor, settings: Any) -> str:
             tensors += [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
     for tensor in tensors:
         digest.update(repr((tensor.dtype, tuple(tensor.shape))).encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        plain = tensor.detach().cpu()
+        digest.update((plain.float() if plain.dtype == torch.bfloat16 else plain).numpy().tobytes())
     return digest.hexdigest()[:16]
