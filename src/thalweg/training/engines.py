@@ -21,7 +21,7 @@ RUNNING, STOPPED, DIVERGED = 0, 1, 2
 
 # Activations that trials in lockstep hold together. Chosen by us: 16 trials of width 3 on 50 samples, where the
 # loop is fastest; a multiple of it no longer fits the first cache.
-_LOCKSTEP_VALUES, _MOST_LOCKSTEP = 2400, 16
+_LOCKSTEP_VALUES, _MOST_LOCKSTEP, _EVEN_GROUPS = 2400, 16, 4
 # Widest input and output for which the compiled loop is taken by itself. Chosen by us: beyond, matrix products
 # (BLAS) win over loops.
 _WIDEST = 16
@@ -168,7 +168,9 @@ class Compiled:
         trials, params = state.theta.shape
         inputs, targets, _ = self._data
         samples = inputs.shape[1] if order is None else order.shape[1]
-        lockstep = max(1, min(_MOST_LOCKSTEP, _LOCKSTEP_VALUES // (self._hidden * samples), trials))
+        most = max(1, min(_MOST_LOCKSTEP, _LOCKSTEP_VALUES // (self._hidden * samples), trials))
+        groups = _EVEN_GROUPS * math.ceil(trials / (_EVEN_GROUPS * most))  # as many for each of a few threads
+        lockstep = math.ceil(trials / groups)
         point = tuple(t.numpy() for t in (state.theta, state.mean, state.square))
         log = tuple(
             t.numpy()

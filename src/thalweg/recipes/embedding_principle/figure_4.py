@@ -16,10 +16,10 @@ from thalweg.lab.recipe import Context, Outcome, Preset, Recipe
 from thalweg.lab.tables import Tables
 
 if TYPE_CHECKING:
-    from thalweg.embeddings import Catalogue, Entry
-    from thalweg.embeddings.critical_points import Met
+    from thalweg.embeddings import Catalogue, Entry, Met
     from thalweg.lab.figures import Figure
     from thalweg.objective import Objective
+    from thalweg.training import PopulationRun
 
 LEVELS = (0.109023, 0.0697915, 0.0697915, 0.0)
 """Losses of the figure's four critical points (0.11, 0.07, 0.07, 1e-5), found by Levenberg–Marquardt."""
@@ -51,6 +51,8 @@ class Figure4Preset(Preset):
     """The paper's threshold for a critical point along a trajectory."""
     gradient_l1: float = 1e-12
     """The polish stops at this L1 norm of the gradient."""
+    polish_steps: int = 40
+    """Steps after which a polish is given up; points that are critical take about 20."""
 
 
 PAPER = Figure4Preset()
@@ -60,13 +62,26 @@ QUICK = CPU.model_copy(update={"steps": 6_000, "num_trials": 16, "learning_rate"
 
 def run(preset: Figure4Preset, context: Context) -> Outcome:
     """Train all trials of each width, polish what they met, and make the catalogue."""
-    from thalweg.embeddings import catalogue
+    from concurrent.futures import ThreadPoolExecutor
 
-    met, losses = [], []
-    for place, width in enumerate(preset.widths):
-        found, rows = _met(preset, context, place, width)
-        met.append(found)
-        losses += rows
+    from thalweg.embeddings import Met, catalogue
+    from thalweg.training import candidates, polish_all
+
+    def polished(objective: "Objective", trained: "PopulationRun", width: int) -> "Met":
+        found = candidates(trained)
+        points = polish_all(objective, found.thetas, gradient_l1=preset.gradient_l1, max_steps=preset.polish_steps)
+        return Met(objective, points, found.trials, f"width {width}")
+
+    losses: list[dict[str, Any]] = []
+    with ThreadPoolExecutor(1) as pool:  # points of one width are polished while the next one is trained
+        pending = []
+        for place, width in enumerate(preset.widths):
+            objective = _landscape(width, preset)
+            trained = _trained(preset, context, place, width, objective)
+            losses += _loss_rows(trained, width)
+            pending.append(pool.submit(polished, objective, trained, width))
+        context.progress(0.9, "polishing the points of least gradient")
+        met = [task.result() for task in pending]
     context.progress(0.95, "catalogue of the critical points")
     made = catalogue(met, raw_gradient_l1=preset.raw_gradient_l1)
     widest = f"width {preset.widths[-1]}"
@@ -119,23 +134,23 @@ def _landscape(width: int, preset: Figure4Preset) -> "Objective":
     return Objective(two_layer(width).double(), nn.MSELoss(), (data.inputs, data.targets))
 
 
-def _met(preset: Figure4Preset, context: Context, place: int, width: int) -> "tuple[Met, list[dict[str, Any]]]":
-    """Train the trials of one width and polish the points of least gradient of their plateaux."""
+def _trained(
+    preset: Figure4Preset, context: Context, place: int, width: int, objective: "Objective"
+) -> "PopulationRun":
+    """Train the trials of one width from small starts."""
     import torch
 
-    from thalweg.embeddings import Met
-    from thalweg.training import candidates, polish_all, train_population
+    from thalweg.training import train_population
 
-    objective = _landscape(width, preset)
     generator = torch.Generator().manual_seed(preset.seed + place)
     starts = torch.randn(preset.num_trials, objective.num_params, generator=generator, dtype=torch.float64)
-    share = 0.9 / len(preset.widths)
+    units, done = sum(preset.widths), sum(preset.widths[:place])
 
     def tell(step: int, rate: float) -> None:
         text = f"width {width}: {preset.num_trials} trials at step {step:,} of {preset.steps:,}, {rate:,.0f} steps/s"
-        context.progress(share * (place + 0.9 * step / preset.steps), text)
+        context.progress(0.9 * (done + width * step / preset.steps) / units, text)
 
-    trained = train_population(
+    return train_population(
         objective,
         starts * width ** (-preset.variance_exponent / 2),
         learning_rate=preset.learning_rate / (2 if preset.halves_loss and preset.optimizer == "gd" else 1),
@@ -144,15 +159,17 @@ def _met(preset: Figure4Preset, context: Context, place: int, width: int) -> "tu
         keep=context.folder,
         progress=tell,
     )
-    found = candidates(trained)
-    context.progress(share * (place + 0.9), f"width {width}: polishing {len(found.trials)} points")
-    points = polish_all(objective, found.thetas, gradient_l1=preset.gradient_l1, max_steps=60)
+
+
+def _loss_rows(trained: "PopulationRun", width: int) -> list[dict[str, Any]]:
+    """The median over all trials, and the band from 10 to 90 %, at each record."""
+    import torch
+
     middle = trained.losses.nanquantile(torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64), dim=0)
-    rows = [
+    return [
         {"step": step, "loss": m, "low": low, "high": high, "net": f"width {width}"}
         for step, low, m, high in zip(trained.steps.tolist(), *middle.tolist(), strict=True)
     ]
-    return Met(objective, points, found.trials, f"width {width}"), rows
 
 
 def _listed(made: "Catalogue") -> "list[Entry | None]":
