@@ -69,7 +69,7 @@ def checks(recipe):
 
 def test_each_claim_of_figure_4_can_fail():
     wrong = {
-        "levels": [0.109, None, 0.0698, 0.0],
+        "levels": {"met": [0.109, None, 0.0698, 0.0], "further": []},
         "mirror": [True, False],
         "origin": [1, 2, 2, 2],
         "degeneracy": [2, 1, 1, 1],

@@ -8,7 +8,7 @@ number of steps comes there at the width-1 point only (the curvatures of the oth
 recovered preset, comes there at all four. Every point here is polished, and how far it had come by itself is told.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from thalweg.lab.claims import Claim
@@ -108,7 +108,10 @@ def _measured(
 ) -> dict[str, Any]:
     """Measure the claims; those on the four points only where all four were met."""
     measured: dict[str, Any] = {
-        "levels": [None if entry is None else round(entry.loss, 9) for entry in listed],
+        "levels": {
+            "met": [None if entry is None else round(entry.loss, 9) for entry in listed],
+            "further": [round(entry.loss, 5) for entry in made.entries if entry not in chosen],
+        },
         "critical": max(
             (image.raw_gradient_l1 for entry in made.entries for image in entry.images if image.network == widest),
             default=None,
@@ -184,11 +187,16 @@ def _listed(made: "Catalogue") -> "list[Entry | None]":
 
 
 def _diagram(made: "Catalogue", chosen: "Sequence[Entry]") -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """One node for each entry and width, and edges from each to the next wider one."""
+    """One node for each entry and width, and edges from each to the next wider one.
+
+    Entries that are degenerate in their own width, where units saturate and the point lies at infinity, are left out.
+    """
     nodes: list[dict[str, Any]] = []
     edges: list[dict[str, Any]] = []
     for entry in made.entries:
         before = None
+        if entry.inertia.zero:
+            continue
         for image in entry.images:
             name = f"{entry.id} in {image.network}"
             nodes.append(
@@ -198,7 +206,7 @@ def _diagram(made: "Catalogue", chosen: "Sequence[Entry]") -> tuple[list[dict[st
                     "loss": entry.loss,
                     "degeneracy": image.inertia.zero,
                     "index": image.inertia.negative,
-                    "label": f"{entry.loss:.5f}",
+                    "label": f"{entry.loss:.5f}" if entry.loss > 1e-9 else "≈ 0",
                     "is_new": entry not in chosen,
                     "visits": entry.visits.get(image.network, 0),
                     "raw_visits": entry.raw_visits.get(image.network, 0),
@@ -234,7 +242,8 @@ def figures(tables: Tables) -> "Sequence[Figure]":
                 title="Critical points of narrow nets are critical points of wider ones",
                 caption=(
                     "Every critical point that a trial met, at its loss, in the width where it arises and, embedded, "
-                    "in every wider net. The number is its degeneracy: one more with every neuron that is added."
+                    "in every wider net. The number is its degeneracy: one more with every neuron that is added. Points "
+                    "at infinity, where neurons saturate, are left out; the claims list their losses."
                 ),
             )
         )
@@ -265,8 +274,8 @@ def figures(tables: Tables) -> "Sequence[Figure]":
     ]
 
 
-def _levels_met(measured: Sequence[float | None]) -> bool:
-    return all(loss is not None for loss in measured)
+def _levels_met(measured: Mapping[str, Sequence[float | None]]) -> bool:
+    return all(loss is not None for loss in measured["met"])
 
 
 RECIPE = Recipe(
