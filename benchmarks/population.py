@@ -15,8 +15,8 @@ Measured on an idle machine, 5 rounds, one thread of a 2-core AMD EPYC (AVX2), t
     2       6,699      148    6.8      11,471   58 %           982
     3       4,232      129    6.9      6,660    64 %           616
 
-Verdict: `thalweg run embedding_principle/figure_4 paper`, 600 trials x 300,000 steps with polish, catalogue and report,
-takes 1 min 29 s of wall time on both cores there, imports included; serial PyTorch would take about 38 CPU-hours.
+Verdict: `thalweg run embedding_principle/figure_4 paper`, 600 trials x 300,000 steps with polish, catalogue and
+report, takes 1 min 29 s of wall time on both cores there, imports included; serial PyTorch would take 37 CPU-hours.
 """
 
 import argparse

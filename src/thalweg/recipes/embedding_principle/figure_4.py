@@ -242,8 +242,8 @@ def figures(tables: Tables) -> "Sequence[Figure]":
                 title="Critical points of narrow nets are critical points of wider ones",
                 caption=(
                     "Every critical point that a trial met, at its loss, in the width where it arises and, embedded, "
-                    "in every wider net. The number is its degeneracy: one more with every neuron that is added. Points "
-                    "at infinity, where neurons saturate, are left out; the claims list their losses."
+                    "in every wider net. The number is its degeneracy: one more with every neuron that is added. "
+                    "Points at infinity, where neurons saturate, are left out; the claims list their losses."
                 ),
             )
         )
