@@ -13,8 +13,8 @@ def folder(toys, tmp_path, monkeypatch):
     """Work in an empty folder, with the toys as the built-in recipes."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("THALWEG_RUNS", raising=False)
-    for command in ("tour", "recipes"):
-        monkeypatch.setattr(f"thalweg.cli.{command}.find_recipes", lambda: find_recipes(toys.name))
+    for module in ("lab.catalogue", "cli.recipes"):
+        monkeypatch.setattr(f"thalweg.{module}.find_recipes", lambda: find_recipes(toys.name))
     return tmp_path
 
 
