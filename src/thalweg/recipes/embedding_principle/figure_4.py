@@ -4,8 +4,9 @@ Counts as reproduced: the four levels of the figure with their degeneracies, two
 when embedded into the widest net. Points that the paper does not list are shown as such; a better finder meets more.
 
 The paper keeps points at which the gradient fell below 1e-10 without any polish. Gradient descent with its rate and
-number of steps comes there at the width-1 point only (the curvatures of the others are too small for that); Adam, the
-recovered preset, comes there at all four. Every point here is polished, and how far it had come by itself is told.
+number of steps comes there at the width-1 point only, in every trial of width 1; the curvatures at the others are too
+small for that. Adam comes there at some of them in some trials. So every point here is polished, and how many trials
+had come that far by themselves stands beside each entry (`raw visits`).
 """
 
 from collections.abc import Mapping, Sequence
