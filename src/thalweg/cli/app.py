@@ -78,8 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = 0
     if code == INTERRUPTED:
         is_kept = not RESUMED.isdisjoint(words)
-        text = "state kept; run the same command again to resume" if is_kept else "nothing was written"
-        typer.echo(f"interrupted: {text}", err=True)
+        typer.echo(f"interrupted{': state kept; run the same command again to resume' if is_kept else ''}", err=True)
     return code
 
 

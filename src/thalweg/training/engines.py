@@ -1,7 +1,6 @@
 """engines: what moves a population of points: a compiled loop for two-layer nets, or `torch.func` for any module."""
 
 import math
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -318,11 +317,10 @@ def choose_engine(objective: Objective, name: str, workers: int) -> Engine:
     Raises:
         ConfigError: no such engine, or the compiled loop does not apply.
     """
-    makers: dict[str, Callable[[], Engine]] = {"func": lambda: Func(objective)}
     if name not in ("auto", "compiled", "func"):
         raise ConfigError(f"Expected engine 'auto', 'compiled' or 'func'. Got {name!r}. Choose one of them.")
     if name == "func":
-        return makers[name]()
+        return Func(objective)
     problem = recognise(objective) if _has_numba() else None
     if problem is None and name == "compiled":
         raise ConfigError(
