@@ -112,7 +112,7 @@ endif
 
 $(VENV)/.installed: $(VENV)/.torch-choice pyproject.toml constraints.txt
 	@echo "thalweg: installing it, editable, with what it needs"
-	@$(PIP) install -qq -c $(PINS) -e .
+	@$(PIP) install -qq -c $(PINS) -e '.[flows]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.torch-choice pyproject.toml constraints.txt

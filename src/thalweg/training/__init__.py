@@ -12,6 +12,7 @@ from thalweg.training.polishing import CriticalPoints as CriticalPoints
 from thalweg.training.polishing import polish_all as polish_all
 from thalweg.training.population import PopulationRun as PopulationRun
 from thalweg.training.population import train_population as train_population
+from thalweg.training.shuffling import shuffled_batches as shuffled_batches
 from thalweg.training.single import OptimizerFactory as OptimizerFactory
 from thalweg.training.single import TrainingRun as TrainingRun
 from thalweg.training.single import recording_steps as recording_steps

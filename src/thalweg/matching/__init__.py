@@ -1,0 +1,1 @@
+"""Who meets whom, and the next layer by least squares."""
