@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from thalweg.embeddings import embed as embed
     from thalweg.embeddings import reduce as reduce
     from thalweg.embeddings import trade_off as trade_off
+    from thalweg.ensembles import Ensemble as Ensemble
+    from thalweg.ensembles import merge as merge
+    from thalweg.ensembles import output_ensemble as output_ensemble
+    from thalweg.ensembles import wa_ensemble as wa_ensemble
+    from thalweg.ensembles import weight_average as weight_average
     from thalweg.objective import Objective as Objective
     from thalweg.probes.curvature import HessianOperator as HessianOperator
     from thalweg.probes.degeneracy import inertia as inertia
@@ -28,12 +33,14 @@ if TYPE_CHECKING:
     from thalweg.space import Space as Space
     from thalweg.structure import View as View
     from thalweg.structure import trace as trace
+    from thalweg.training import fit as fit
     from thalweg.training import minimise as minimise
     from thalweg.training import polish as polish
     from thalweg.training import train as train
     from thalweg.training import train_population as train_population
 
 _HOMES = {
+    "Ensemble": "thalweg.ensembles",
     "HessianOperator": "thalweg.probes",
     "Objective": "thalweg.objective",
     "Space": "thalweg.space",
@@ -44,10 +51,13 @@ _HOMES = {
     "eigenpairs": "thalweg.probes",
     "embed": "thalweg.embeddings",
     "examine": "thalweg.probes",
+    "fit": "thalweg.training",
     "gradient_norm": "thalweg.probes",
     "hessian": "thalweg.probes",
     "inertia": "thalweg.probes",
+    "merge": "thalweg.ensembles",
     "minimise": "thalweg.training",
+    "output_ensemble": "thalweg.ensembles",
     "polish": "thalweg.training",
     "reduce": "thalweg.embeddings",
     "spectral_density": "thalweg.probes",
@@ -56,9 +66,12 @@ _HOMES = {
     "trade_off": "thalweg.embeddings",
     "train": "thalweg.training",
     "train_population": "thalweg.training",
+    "wa_ensemble": "thalweg.ensembles",
+    "weight_average": "thalweg.ensembles",
 }
 
 __all__ = [
+    "Ensemble",
     "HessianOperator",
     "Objective",
     "Space",
@@ -70,10 +83,13 @@ __all__ = [
     "eigenpairs",
     "embed",
     "examine",
+    "fit",
     "gradient_norm",
     "hessian",
     "inertia",
+    "merge",
     "minimise",
+    "output_ensemble",
     "polish",
     "reduce",
     "spectral_density",
@@ -82,6 +98,8 @@ __all__ = [
     "trade_off",
     "train",
     "train_population",
+    "wa_ensemble",
+    "weight_average",
 ]
 
 

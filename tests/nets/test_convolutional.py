@@ -6,7 +6,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from thalweg.errors import ConfigError
-from thalweg.nets import CNN, VGG, LeNet, ResNet, resnet20, vgg16
+from thalweg.nets import CNN, VGG, LeNet, ResNet, conv2fc1, resnet20, vgg16
 from thalweg.nets.norm import norm_2d
 from thalweg.nets.resnet import ResidualBlock
 
@@ -82,6 +82,8 @@ def test_a_forced_projection_survives_equal_widths() -> None:
     [
         (lambda: CNN((2, 2, 2, 2), image_size=8), "Expected images of at least 16 pixels for 4 stages"),
         (lambda: VGG(image_size=16), "Expected images of at least 32 pixels for 5 stages"),
+        (lambda: conv2fc1(image_size=6), "Expected images of at least 7 pixels. Got image_size=6"),
+        (lambda: conv2fc1(0.0), "Expected a positive width_multiplier. Got 0.0"),
         (lambda: VGG(()), "Expected images of at least 1 pixels for 0 stages"),
         (lambda: LeNet((1, 2, 3)), "Expected two channels and images of at least 12 pixels"),
         (lambda: CNN((3, 0)), "Expected channels as positive whole numbers"),
@@ -94,3 +96,34 @@ def test_a_forced_projection_survives_equal_widths() -> None:
 def test_wrong_arguments_are_refused_by_name(make, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+def test_conv2fc1_is_the_published_net() -> None:
+    net = conv2fc1()
+    assert [tuple(p.shape) for p in net.parameters()] == [
+        *((32, 3, 5, 5), (32,)),
+        *((64, 32, 5, 5), (64,)),
+        *((10, 64 * 49), (10,)),
+    ]
+    assert count(net) == 85_066
+    sizes = [net.features[: n + 1](torch.zeros(1, 3, 32, 32)).shape[-1] for n in range(6)]
+    assert sizes == [32, 32, 15, 15, 15, 7]
+    assert net(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_conv2fc1_starts_as_its_source_does() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(0)
+        net = conv2fc1()
+    second = net.features[3]
+    # the standard error of a standard deviation of n normal numbers is 1/sqrt(2n) of it
+    expected = (2 / (25 * 64)) ** 0.5
+    assert float(second.weight.detach().std()) == pytest.approx(expected, rel=5 / (2 * second.weight.numel()) ** 0.5)
+    assert not second.bias.any()
+
+
+def test_conv2fc1_takes_other_sizes() -> None:
+    net = conv2fc1(0.25, image_size=28, in_channels=1, num_classes=3)
+    assert net.features[3].out_channels == 16
+    assert net(torch.zeros(2, 1, 28, 28)).shape == (2, 3)
+    assert conv2fc1(1 / 64, image_size=7)(torch.zeros(1, 3, 7, 7)).shape == (1, 10)

@@ -7,7 +7,10 @@ import pytest
 
 @pytest.mark.parametrize(
     "name",
-    ["MLP", "two_layer", "CNN", "LeNet", "VGG", "vgg16", "ResNet", "resnet20", "EncoderClassifier", "GPT"],
+    [
+        *("MLP", "two_layer", "CNN", "LeNet", "conv2fc1", "VGG", "vgg16"),
+        *("ResNet", "resnet20", "EncoderClassifier", "GPT"),
+    ],
 )
 def test_every_net_resolves_in_the_room(name: str) -> None:
     assert callable(getattr(importlib.import_module("thalweg.nets"), name))

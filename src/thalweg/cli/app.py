@@ -23,10 +23,14 @@ COMMANDS = {
     "view": "Print the groups of units of a network: what makes them, what reads them, what may be done to them.",
     "embed": "Write a wider checkpoint that computes the same; a critical point stays a critical point.",
     "reduce": "Write a narrower checkpoint; without --similarity and --amplitude it computes the same.",
+    "train": "Train a network from several seeds and write a checkpoint of each; what is there is not trained again.",
     "probe": "Measure gradient, curvature, degeneracy and slices of the landscape at checkpoints of a network.",
+    "connect": "Connect two checkpoints of one network by paths of low loss, and measure each path from end to end.",
+    "merge": "Merge two checkpoints of one network into one: units aligned, weights averaged, statistics repaired.",
+    "ensemble": "Average several checkpoints of one network, on one backbone or each for itself; write one net.",
 }
 
-RESUMED = {"tour", "run", "probe"}
+RESUMED = {"tour", "run", "train", "probe", "connect"}
 """Commands that go on from where they were interrupted."""
 
 
@@ -77,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         code = 0
     if code == INTERRUPTED:
-        is_kept = not RESUMED.isdisjoint(words)
+        is_kept = next((word for word in words if word in COMMANDS), None) in RESUMED
         typer.echo(f"interrupted{': state kept; run the same command again to resume' if is_kept else ''}", err=True)
     return code
 

@@ -1,5 +1,6 @@
 """Data to chart landscapes on: bundled, made by a formula, or read from a local folder."""
 
+from thalweg.data.augment import crop_and_flip as crop_and_flip
 from thalweg.data.dataset import Dataset as Dataset
 from thalweg.data.embedded import diabetes as diabetes
 from thalweg.data.embedded import digits as digits

@@ -4,6 +4,7 @@ from thalweg.nets.activation import Activation as Activation
 from thalweg.nets.activation import activation_module as activation_module
 from thalweg.nets.cnn import CNN as CNN
 from thalweg.nets.cnn import LeNet as LeNet
+from thalweg.nets.cnn import conv2fc1 as conv2fc1
 from thalweg.nets.initial import default_init_ as default_init_
 from thalweg.nets.initial import gaussian_init_ as gaussian_init_
 from thalweg.nets.mlp import MLP as MLP

@@ -32,7 +32,8 @@ def shuffled_batches(objective: Objective, batch_size: int, generator: torch.Gen
         >>> [len(y) for _, y in shuffled_batches(objective, 3, torch.Generator().manual_seed(0))]
         [3, 1]
     """
-    for batch in [joined(objective.batches())] if objective.in_memory else objective.batches():
+    batches = list(objective.batches()) if objective.in_memory else []
+    for batch in [joined(batches)] if len(batches) > 1 else batches or objective.batches():
         order = torch.randperm(num_samples(batch), generator=generator)
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size].to(objective.device)

@@ -1,0 +1,129 @@
+"""Members: several trained networks of one architecture as complete states, and the samples for fits."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from thalweg.batching import num_samples, pieces
+from thalweg.errors import CheckpointError, ConfigError, DataError, ShapeError
+from thalweg.objective import Objective
+from thalweg.precision import copied
+
+State = Mapping[str, Tensor]
+"""Parameters and buffers by name."""
+
+FIT_SAMPLES = 10_000
+"""Samples that layers are fitted on, at most. Chosen by us: of 784-2000-10 on MNIST 6,000 to 12,000 give the same
+accuracy; the paper takes all of the training data."""
+
+_PIECE = 1000
+"""Samples of a fit that pass the network at once. Chosen by us: their feature maps take about a GB at most."""
+
+_EXAMPLE = 16
+"""Samples that a network is run on to see what it is made of. Chosen by us."""
+
+
+def settled(objective: Objective, sources: Sequence[nn.Module | State], *, least: int = 1) -> list[dict[str, Tensor]]:
+    """Complete and check the states of several networks.
+
+    Args:
+        objective: the landscape of a module of their architecture.
+        sources: modules, or state dicts.
+        least: how many there must be.
+
+    Returns:
+        One state for each, on the device and in the dtype of the objective.
+
+    Raises:
+        ConfigError: there are fewer networks.
+        ShapeError: a network differs in a name or a shape.
+        CheckpointError: a weight is not finite.
+    """
+    if len(sources) < least:
+        raise ConfigError(f"Expected {least} networks or more. Got {len(sources)}. Name them.")
+    own = {**dict(objective.module.named_parameters()), **dict(objective.module.named_buffers())}
+    kept_names = set(objective.module.state_dict(keep_vars=True))
+    return [_settled(own, kept_names, source, place) for place, source in enumerate(sources, 1)]
+
+
+def _settled(own: State, kept_names: set[str], source: nn.Module | State, place: int) -> dict[str, Tensor]:
+    if isinstance(source, nn.Module):
+        source = {**dict(source.named_parameters()), **dict(source.named_buffers())}
+    state = {}
+    for name, tensor in own.items():
+        if name not in source and name not in kept_names:  # a buffer that checkpoints leave out
+            state[name] = tensor.detach().clone()
+            continue
+        value = source.get(name)
+        if value is None or value.shape != tensor.shape:
+            got = "none" if value is None else str(tuple(value.shape))
+            raise ShapeError(
+                f"Expected {name!r} of shape {tuple(tensor.shape)} in every network. Got {got} in network {place}. "
+                "Take networks of one architecture."
+            )
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise CheckpointError(
+                f"Expected finite weights. Got NaN or infinity in {name!r} of network {place}. Train it again."
+            )
+        state[name] = value.detach().to(device=tensor.device, dtype=tensor.dtype).clone()
+    return state
+
+
+def example_of(objective: Objective) -> tuple[Any, Any]:
+    """Give a few samples of the data: inputs and targets."""
+    batch = next(iter(objective.batches()))
+    inputs, targets = tree_map_only(Tensor, lambda t: t[:_EXAMPLE] if t.ndim else t, tuple(batch))
+    return inputs, targets
+
+
+def fit_inputs(objective: Objective, count: int, seed: int) -> list[Any]:
+    """Draw samples for fits, in batches; of data that only come batch by batch, take the first ones.
+
+    Args:
+        objective: the landscape, on the data.
+        count: how many, at most.
+        seed: of the draw.
+
+    Returns:
+        Batches of inputs.
+
+    Raises:
+        DataError: no samples are wanted.
+    """
+    if count < 1:
+        raise DataError(f"Expected at least one sample to fit on. Got {count}. Ask for more.")
+    total = objective.num_samples()
+    if total is not None:
+        whole = next(iter(objective.sample(min(count, total), seed).batches()))
+        return [piece[0] for piece in pieces(whole, _PIECE)]
+    taken, seen = [], 0
+    for batch in objective.batches():
+        taken.append(batch[0])
+        try:
+            seen += num_samples(batch)
+        except DataError:  # a batch that is not one row per sample
+            seen += 1
+        if seen >= count:
+            break
+    return taken
+
+
+def filled(module: nn.Module, state: State) -> nn.Module:
+    """Copy a module and give the copy a state; ties between parameters are kept.
+
+    Args:
+        module: not changed.
+        state: parameters and buffers by name.
+
+    Returns:
+        The copy, in eval mode, in the dtypes of the module.
+    """
+    twin = copied(module, device=next(module.parameters()).device).eval()
+    with torch.no_grad():
+        for name, tensor in (*twin.named_parameters(), *twin.named_buffers()):
+            if name in state:
+                tensor.copy_(state[name])
+    return twin

@@ -1,0 +1,189 @@
+"""A pair: two trained points of one network, and what connecting them needs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from thalweg.errors import CheckpointError, DataError, ShapeError
+from thalweg.objective import Objective
+from thalweg.structure import View, trace
+from thalweg.structure.sites import Execution, captured, execution
+
+State = Mapping[str, Tensor]
+"""Parameters and buffers by name."""
+
+FIT_SAMPLES = 10_000
+"""Samples that next layers are fitted on. Chosen by us: of 784-2000-10 on MNIST 1,500 samples suffice and 6,000 to
+12,000 give the same accuracy; the paper takes all 60,000."""
+
+_FIT_BYTES = 600 * 2**20
+"""Bytes of the largest result of a linear map over the samples of a fit, which pass the network as one batch. Chosen
+by us: a few such arrays at a time stay within 4 GB."""
+
+_FEWEST = 64
+"""Samples for fits at least. Chosen by us, where one sample alone is huge."""
+
+_BATCH_NORM = nn.modules.batchnorm._NormBase
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two points of one network, its landscape and its view.
+
+    Args:
+        objective: the landscape, on the data that fits are made on.
+        view: groups of interchangeable units.
+        a: parameters and buffers of the first network.
+        b: those of the second.
+        inputs: the samples that fits are made on, one batch.
+        execution: the linear maps of the network, in order.
+    """
+
+    objective: Objective
+    view: View
+    a: State
+    b: State
+    inputs: Any
+    execution: Execution
+
+    @classmethod
+    def of(
+        cls,
+        objective: Objective,
+        a: nn.Module | State,
+        b: nn.Module | State,
+        *,
+        view: View | None = None,
+        fit_samples: int = FIT_SAMPLES,
+        seed: int = 0,
+    ) -> "Pair":
+        """Check two networks and find out what they are made of.
+
+        Args:
+            objective: the landscape, of a module of their architecture; its data serve for fits.
+            a: the first network, or its state dict.
+            b: the second.
+            view: the groups. Default: traced on a few samples, and verified.
+            fit_samples: samples for fits, at most; drawn at random from the data. Fewer where the feature maps of
+                so many would take more than some GB.
+            seed: of that draw.
+
+        Returns:
+            The pair.
+
+        Raises:
+            ShapeError: the networks differ in a name or a shape, or in a parameter that is not trained.
+            CheckpointError: a weight is not finite.
+            DataError: the data cannot be cut into samples.
+        """
+        states = [_settled(objective, source, word) for source, word in ((a, "first"), (b, "second"))]
+        for name, fixed in objective._constants.items():
+            if not torch.equal(states[0][name], states[1][name]):
+                raise ShapeError(
+                    f"Expected networks that agree in what is not trained. Got {name!r}, which differs (of shape "
+                    f"{tuple(fixed.shape)}). Set requires_grad=True if it is a coordinate."
+                )
+        few = _first(next(iter(objective.batches()))[0], 16)
+        view = view or trace(objective.module, few)
+        run = execution(objective.module, few)
+        count = min(fit_samples, max(_FIT_BYTES // _largest_bytes(objective, run, few), _FEWEST))
+        inputs = _fit_inputs(objective, count, seed)
+        return cls(objective, view, states[0], states[1], inputs, run)
+
+    @property
+    def theta_a(self) -> Float[Tensor, " params"]:
+        """The first point."""
+        return self.objective.space.theta(self.a)
+
+    @property
+    def theta_b(self) -> Float[Tensor, " params"]:
+        """The second point."""
+        return self.objective.space.theta(self.b)
+
+    def trained(self, state: State) -> dict[str, Tensor]:
+        """Keep the trainable parameters of a state."""
+        return {name: state[name] for name in self.objective.space.names}
+
+    def buffers(self, state: State) -> dict[str, Tensor]:
+        """Keep the buffers of a state."""
+        return {name: state[name] for name in self.objective._buffers if name in state}
+
+    def between(self, parameters: State, of: State | None = None) -> dict[str, Tensor]:
+        """Complete trainable parameters to a state, with the buffers and the rest of A (or of another state)."""
+        return {**(self.a if of is None else of), **parameters}
+
+    @property
+    def has_batch_norm(self) -> bool:
+        """Whether some layer keeps running statistics."""
+        return any(isinstance(m, _BATCH_NORM) for m in self.objective.module.modules())
+
+
+def batch_statistics(module: nn.Module) -> nn.Module:
+    """Copy a module so that layers with running statistics normalise by the batch; all else is in eval mode."""
+    from thalweg.precision import copied
+
+    device = next(p.device for p in module.parameters())
+    twin = copied(module, device=device).eval()
+    for part in twin.modules():
+        if isinstance(part, _BATCH_NORM):
+            part.train()
+    return twin
+
+
+def _settled(objective: Objective, source: nn.Module | State, word: str) -> dict[str, Tensor]:
+    if isinstance(source, nn.Module):
+        source = {**dict(source.named_parameters()), **dict(source.named_buffers())}
+    own = {**dict(objective.module.named_parameters()), **dict(objective.module.named_buffers())}
+    state = {}
+    for name, tensor in own.items():
+        if name not in source:
+            if name in objective.space.names:
+                raise ShapeError(
+                    f"Expected {name!r} in the {word} network. Got none. Connect two networks of one architecture."
+                )
+            state[name] = tensor.detach()  # a buffer that is not kept in checkpoints
+            continue
+        value = source[name].detach()
+        if value.shape != tensor.shape:
+            raise ShapeError(
+                f"Expected {name!r} of shape {tuple(tensor.shape)}. Got {tuple(value.shape)} in the {word} network. "
+                "Connect two networks of one architecture."
+            )
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise CheckpointError(
+                f"Expected finite weights. Got NaN or infinity in {name!r} of the {word} network. Train it again."
+            )
+        state[name] = value.to(device=tensor.device, dtype=tensor.dtype).clone()
+    return state
+
+
+def _fit_inputs(objective: Objective, count: int, seed: int) -> Any:
+    total = objective.num_samples()
+    if total is None:
+        from thalweg.batching import drawn
+
+        batches = list(objective.batches())
+        total = sum(len(targets) for _, targets in batches)
+        generator = torch.Generator().manual_seed(seed)
+        return drawn(batches, min(count, total), generator)[0]
+    if total < 1 or count < 1:
+        raise DataError(f"Expected at least one sample to fit on. Got {min(total, count)}. Give more.")
+    return next(iter(objective.sample(min(count, total), seed).batches()))[0]
+
+
+def _largest_bytes(objective: Objective, run: Execution, few: Any) -> int:
+    """Bytes of the largest result of a linear map, for each sample."""
+    names = [site.weight for site in run.sites]
+    state = {**dict(objective.module.named_parameters()), **dict(objective.module.named_buffers())}
+    results = captured(objective.module, state, few, makes=names)[1].values()
+    return max((r.numel() * r.element_size() // max(len(r), 1) for r in results), default=1) or 1
+
+
+def _first(inputs: Any, count: int) -> Any:
+    from torch.utils._pytree import tree_map_only
+
+    return tree_map_only(Tensor, lambda t: t[:count] if t.ndim else t, inputs)
