@@ -57,20 +57,22 @@ def own(name: str):
 
 @functools.cache
 def states() -> dict[str, dict[str, torch.Tensor]]:
-    """Train each net from two seeds, as a user would."""
-    found = {}
+    """Train each net from two starts."""
+    found, generator = {}, torch.Generator().manual_seed(1)
     nets = {"": own("net"), "numbers-": lambda: own("net")(outputs=2), "normed-": own("normed"), "flat-": own("flat")}
     for kind, build in nets.items():
-        for seed, letter in enumerate("ab"):
-            torch.manual_seed(seed)
+        for letter in "ab":
             net = build()
+            with torch.no_grad():
+                for parameter in net.parameters():
+                    parameter.copy_(0.7 * torch.randn(parameter.shape, generator=generator))
             x, y = own("numbers" if kind == "numbers-" else "pair")
             loss = nn.MSELoss() if kind == "numbers-" else nn.CrossEntropyLoss()
-            optimizer = torch.optim.Adam(net.parameters(), 0.05)
-            for _ in range(60):
-                optimizer.zero_grad()
-                loss(net(x), y).backward()
-                optimizer.step()
+            for _ in range(80):
+                slopes = torch.autograd.grad(loss(net(x), y), tuple(net.parameters()))
+                with torch.no_grad():
+                    for parameter, slope in zip(net.parameters(), slopes, strict=True):
+                        parameter.sub_(0.3 * slope)
             found[f"{kind}{letter}"] = net.state_dict()
     return found
 

@@ -49,7 +49,7 @@ def own_files(user_folder):
         ("--data own.py:nan", "Expected finite inputs"),
         ("--data own.py:bad_labels", "Expected class labels from 0 to 2"),
         ("--data own.py:missing", "Expected 'missing' in 'own.py'"),
-        ("--model own.py:other", "Got, in a.pt, 2 missing"),
+        ("--model own.py:other", "Got a.pt with 2 missing: 4.weight"),
         ("--loss crossentropy", "Did you mean 'cross_entropy'?"),
     ],
 )
@@ -65,8 +65,8 @@ def test_a_wrong_option_is_one_line_and_nothing_is_written(words, message, capsy
         ("a.pt empty.pt", "empty.pt, which is empty"),
         ("a.pt nan.pt", "nan.pt with NaN or infinity in 2.bias"),
         ("a.pt huge.pt", "Expected a finite loss at huge.pt"),
-        ("a.pt wider.pt", "in wider.pt"),
-        ("a.pt other.pt", "Got, in other.pt, 2 unexpected: 4.weight"),
+        ("a.pt wider.pt", "Got wider.pt with 3 of another shape"),
+        ("a.pt other.pt", "Got other.pt with 2 unexpected: 4.weight"),
         ("own.py b.pt", "own.py"),
     ],
 )

@@ -86,7 +86,7 @@ def test_what_is_no_single_net_is_told_and_nothing_is_written(capsys):
     ("words", "message"),
     [
         ("net-a.pt", "Expected two checkpoints or more. Got 1"),
-        ("net-a.pt deep-b.pt", "Got, in deep-b.pt, 2 missing"),
+        ("net-a.pt deep-b.pt", "Got in deep-b.pt: "),
         ("net-a.pt none.pt", "Got none.pt: No such file"),
         ("net-a.pt net-b.pt --own-layers 2", "Expected from 1 to 1 own layers of 2 linear maps. Got 2"),
         ("net-a.pt net-b.pt --average votes", "Expected --average probabilities, outputs"),

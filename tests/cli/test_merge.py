@@ -142,8 +142,8 @@ def test_numbers_have_no_accuracy_and_few_samples_are_told(capsys):
     ("words", "message"),
     [
         ("net-a.pt none.pt", "Got none.pt: No such file"),
-        ("net-a.pt deep-b.pt", "Got, in deep-b.pt, 2 missing"),
-        ("net-a.pt wide.pt", "Got, in wide.pt"),
+        ("net-a.pt deep-b.pt", "Got in deep-b.pt: "),
+        ("net-a.pt wide.pt", "Got in wide.pt: "),
         ("net-a.pt nan.pt", "NaN or infinity"),
         ("net-a.pt net-b.pt --match names", "Expected --match weights, activations, straight-through, none"),
         ("net-a.pt net-b.pt --method mean", "Expected --method midpoint, joint"),

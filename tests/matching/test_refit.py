@@ -114,7 +114,7 @@ def test_targets_of_the_prior_have_the_prior_as_solution(precision: str) -> None
         Site("w", "b", 0), inputs, targets, weight=layer.weight, bias=layer.bias, ridge=1e-4, prior=True,
         precision=precision,
     )  # fmt: skip
-    tolerance = 1e-11 if precision == "double" else 1e-3
+    tolerance = 1e-13 if precision == "double" else 1e-5
     assert_close(fit.weight, layer.weight.detach(), rtol=0, atol=tolerance)
     assert_close(fit.bias, layer.bias.detach(), rtol=0, atol=tolerance)
 

@@ -26,7 +26,7 @@ NETS: dict[str, Any] = {
 def built(kind: str, seed: int) -> nn.Module:
     """Build a network of a kind; every entry of it, BatchNorm's too, is drawn."""
     with torch.random.fork_rng():
-        torch.random.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         net: nn.Module = NETS[kind]().double().eval()
         for name, tensor in (*net.named_parameters(), *net.named_buffers()):
             if tensor.is_floating_point() and tensor.ndim == 1:

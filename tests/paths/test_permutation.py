@@ -137,7 +137,7 @@ def _walked(order: IntArray, free: IntArray, rounds: list[list[tuple[int, int]]]
 
 
 @given(seed=st.integers(0, 10**6), size=st.integers(1, 30), share=st.floats(0, 1))
-@settings(max_examples=60)
+@settings(max_examples=25)
 def test_a_plan_moves_units_only_to_free_places_and_all_to_their_own(seed: int, size: int, share: float) -> None:
     generator = np.random.default_rng(seed)
     order = generator.permutation(size)
@@ -153,7 +153,7 @@ def test_one_slot_takes_one_move_more_for_each_cycle() -> None:
     assert [len(moves) for moves in rounds] == [1] * (3 + 1 + 2 + 1)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_two_thousand_units_travel_in_sixty_legs(seed: int) -> None:
     generator = np.random.default_rng(seed)
     order, free = generator.permutation(2000), generator.permutation(2000)[:100]
@@ -199,7 +199,7 @@ def test_reflections_swap_disjoint_units_at_once() -> None:
         assert isinstance(leg.end, Arrangement)
         step = np.array([list(leg.start.parents).index(unit) for unit in leg.end.parents])
         np.testing.assert_array_equal(step[step], np.arange(12))
-    assert len(_path(kind="reflections").legs) >= 11
+    assert len(_path(kind="reflections").legs) == 12 - _cycles(_hidden()[3])
 
 
 def test_units_that_nothing_reads_need_not_be_freed() -> None:
@@ -265,8 +265,6 @@ def test_the_path_runs_backwards() -> None:
 def test_bad_requests_are_refused() -> None:
     net, view, state, order = _hidden()
     space = Space.of(net)
-    with pytest.raises(ConfigError, match="Expected a kind among"):
-        permutation_path(space, view, state, "h", order, kind="cycles")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="at_once of 1 or more"):
         permutation_path(space, view, state, "h", order, kind="swaps", at_once=0)
     with pytest.raises(ConfigError, match="slots from 1 to 12"):

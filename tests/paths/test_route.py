@@ -23,7 +23,7 @@ def two_layer_pair(width: int, samples: int) -> Pair:
     nets = []
     for seed in (0, 1):
         with torch.random.fork_rng():
-            torch.random.default_generator.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             nets.append(MLP((6, width, 3), "relu").double())
     return Pair.of(Objective(nets[0], nn.MSELoss(), (x, torch.zeros(samples, 3, dtype=torch.float64))), *nets)
 

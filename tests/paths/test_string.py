@@ -11,7 +11,7 @@ from thalweg.errors import ConfigError
 from thalweg.objective import Objective
 from thalweg.paths.string import string
 
-BEND = 0.8
+BEND = 0.4
 
 
 class Plane(nn.Module):
@@ -57,18 +57,18 @@ def generator() -> torch.Generator:
 
 def test_the_highest_point_of_the_string_is_the_saddle() -> None:
     objective, a, b, saddle = landscape()
-    run = string(objective, a, b, images=5, cycles=4, steps=150, learning_rate=0.02, generator=generator())
+    run = string(objective, a, b, images=9, cycles=2, steps=70, learning_rate=0.02, generator=generator())
     points = run.path(torch.linspace(0, 1, 401))
     losses = objective.value(points)
     assert float((points[losses.argmax()] - saddle).norm()) < 1e-2
     assert float(losses.max() - objective.value(saddle)) == pytest.approx(0, abs=1e-2)
-    assert float(objective.value(saddle)) < 0.8 * run.losses[0]
+    assert float(objective.value(saddle)) < run.losses[0] - 0.3
     assert run.status == "finished"
 
 
 def test_images_are_inserted_where_the_loss_exceeds_the_chord() -> None:
     objective, a, b, _ = landscape()
-    options = {"images": 1, "steps": 40, "learning_rate": 0.02}
+    options = {"images": 1, "steps": 20, "learning_rate": 0.02}
     run = string(objective, a, b, cycles=3, generator=generator(), **options)
     assert run.inserted[0] > 0
     assert run.inserted[-1] == 0
@@ -82,7 +82,7 @@ def test_images_are_inserted_where_the_loss_exceeds_the_chord() -> None:
 
 def test_images_stand_at_their_shares_of_the_length_and_the_ends_are_exact() -> None:
     objective, a, b, _ = landscape()
-    run = string(objective, a, b, images=4, cycles=2, steps=60, learning_rate=0.02, generator=generator())
+    run = string(objective, a, b, images=4, cycles=1, steps=60, learning_rate=0.02, generator=generator())
     lengths = (run.images[1:] - run.images[:-1]).norm(dim=1)
     spans = torch.tensor(run.positions, dtype=torch.float64).diff()
     torch.testing.assert_close(lengths / lengths.sum(), spans, rtol=0, atol=2e-2)
@@ -127,7 +127,7 @@ def test_equal_ends_stay_where_they_are_put() -> None:
 
 def test_a_diverging_string_says_so_and_gives_finite_images() -> None:
     objective, a, b, _ = landscape()
-    run = string(objective, a, b, cycles=2, steps=60, learning_rate=1e3, generator=generator())
+    run = string(objective, a, b, cycles=2, steps=20, learning_rate=1e3, generator=generator())
     assert run.status == "diverged"
     assert math.isnan(run.losses[-1])
     assert bool(torch.isfinite(run.images).all())

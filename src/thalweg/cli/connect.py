@@ -65,9 +65,10 @@ def connect(  # noqa: PLR0913, PLR0917 - one argument per option of the command 
     permutation: Annotated[
         str, typer.Option(help="How units go to B's own order: free_slots, swaps or reflections.")
     ] = "free_slots",
-    curve_epochs: Annotated[int, typer.Option(min=1, help="Epochs of trained paths.")] = 60,
+    curve_epochs: Annotated[int, typer.Option(min=1, help="Epochs of polygons and Bezier curves.")] = 60,
     curve_learning_rate: Annotated[float, typer.Option(help="Learning rate of trained paths.")] = 0.01,
     curve_batch_size: Annotated[int, typer.Option(min=1, help="Samples of a step of trained paths.")] = 128,
+    string_steps: Annotated[int, typer.Option(min=1, help="Steps of each of the string's four cycles.")] = 250,
     flow: Annotated[
         list[Path] | None,
         typer.Option(metavar="FILE", help="A map of units that was trained and saved; repeat for more."),
@@ -99,6 +100,7 @@ def connect(  # noqa: PLR0913, PLR0917 - one argument per option of the command 
         epochs=curve_epochs,
         learning_rate=curve_learning_rate,
         batch_size=curve_batch_size,
+        string_steps=string_steps,
         seed=seed,
     )
     landscape = load_landscape(
@@ -212,5 +214,7 @@ def _show(record: Value, *, as_json: bool) -> None:
         typer.echo(f"{name}: {kind}: {text}")
     for name, path in record["files"]["paths"].items():
         typer.echo(f"path of {name}: {path}")
+    if record["best"] in record["settings"]["flows"]:
+        typer.echo(f"path of {record['best']}: the map {record['settings']['flows'][record['best']]} gives it")
     typer.echo(f"numbers: {record['files']['numbers']}, {record['files']['profiles']}")
     typer.echo(f"report: {Path(record['files']['report']).resolve()}")

@@ -66,7 +66,13 @@ class Wishes:
         return cls(
             methods=names,
             closed=Settings(knots=options["knots"], permutation=permutation, seed=seed),
-            trained=TrainedSettings(options["epochs"], float(rate), options["batch_size"], seed=seed),
+            trained=TrainedSettings(
+                epochs=options["epochs"],
+                learning_rate=float(rate),
+                batch_size=options["batch_size"],
+                string_steps=options["string_steps"],
+                seed=seed,
+            ),
             flows=by_name,
             save=_saved(save, names),
             points=options["points"],

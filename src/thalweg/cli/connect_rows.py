@@ -107,7 +107,7 @@ def _loaded(file: Path, landscape: Landscape, built: Mapping[str, Any]) -> "tupl
     except CheckpointError as error:
         if str(file) in str(error):
             raise
-        raise CheckpointError(str(error).replace(". Got ", f". Got, in {file}, ", 1)) from error
+        raise CheckpointError(str(error).replace(". Got ", f". Got {file} with ", 1)) from error
     own = [*network.module.named_parameters(), *network.module.named_buffers()]
     return network.module, {name: tensor.detach().clone() for name, tensor in own}
 
@@ -160,7 +160,7 @@ class _Kept:
         """Note a row; write its path if it is of use, and drop the one that it beats."""
         name = row["method"]
         is_best = self.wishes.save is None and is_better(row, self.best)
-        if path is not None and (is_best or self.is_kept(name)):
+        if path is not None and name not in self.wishes.flows and (is_best or self.is_kept(name)):
             _write_path(path, self.file(name))
         if is_best:
             if self.best is not None and not self.is_kept(self.best["method"]):
@@ -256,6 +256,8 @@ def written_paths(
 ) -> dict[str, Path]:
     """Write the paths that were asked for; those of other runs in the folder are removed.
 
+    A path through a map of units is not written: it is the map's file and the two checkpoints.
+
     Args:
         couple: the networks.
         wishes: whose paths.
@@ -269,7 +271,7 @@ def written_paths(
     Raises:
         StoreError: a path cannot be written.
     """
-    there = {row["method"] for row in rows if row["status"] == "measured"}
+    there = {row["method"] for row in rows if row["status"] == "measured"} - set(wishes.flows)
     wanted = (best,) if wishes.save is None else wishes.save
     kept, found = _Kept(couple, wishes, folder / "parts"), {}
     for name in (n for n in wanted if n in there):
@@ -296,7 +298,7 @@ def _panel_connection(couple: Couple, wishes: Wishes, name: str) -> "Way":
 def _write_path(path: "Way", file: Path) -> None:
     from thalweg.paths.saved import save_path
 
-    save_path(file, path)
+    save_path(path, file)
 
 
 def _publish(source: Path, target: Path) -> None:

@@ -120,10 +120,13 @@ def _merged(networks: "Networks", wishes: Mapping[str, Any], fit_samples: int, t
     """Merge, write, and measure every step and what was written."""
     from thalweg.cli.networks import values, write_network
     from thalweg.ensembles import merge as merge_pair
+    from thalweg.ensembles.merging import require_units
     from thalweg.paths.pair import Pair
 
     a, b = networks.files
     pair = Pair.of(networks.train, *networks.states, fit_samples=fit_samples, seed=wishes["seed"])
+    if wishes["match"] != "none":
+        require_units(pair)
     with shown_progress("merge") as report:
         report(0.05, "the units of both networks")
         found = merge_pair(pair, **{**wishes, "match": MATCHES[wishes["match"]]})

@@ -91,7 +91,7 @@ def _loaded(file: Path, landscape: Landscape, options: Mapping[str, Any]) -> Net
     except CheckpointError as error:
         if str(file) in str(error):
             raise
-        raise CheckpointError(str(error).replace(". Got ", f". Got, in {file}, ", 1)) from error
+        raise CheckpointError(str(error).replace(". Got ", f". Got in {file}: ", 1)) from error
 
 
 def _dtype(states: "Iterable[State]") -> "torch.dtype":

@@ -115,15 +115,12 @@ def merge(
     permutations = _matched(pair, match, rebasin_steps, seed)
     target: State = permute(pair.view, pair.b, permutations) if permutations else pair.b
     states: dict[str, State] = {"A": pair.a, "B": pair.b, "plain": _between(pair.a, pair.b, at)}
+    merged: State = _between(pair.a, target, at)
     notes = list[str]()
     if method == "joint":
-        merged, told = _jointly(pair, target, at)
-        notes += told
+        merged, notes = _jointly(pair, target, at)
+    if permutations or method == "joint":
         states["aligned"] = merged
-    else:
-        merged: State = _between(pair.a, target, at)
-        if permutations:
-            states["aligned"] = merged
     if repair:
         found, told = _with_statistics(pair, merged, target, at, is_fitted=method == "joint")
         notes += told
@@ -132,17 +129,26 @@ def merge(
     return Merged(merged, states, permutations, tuple(notes))
 
 
+def require_units(pair: Pair) -> None:
+    """See that a network has units that can be matched.
+
+    Raises:
+        StructureError: it has none.
+    """
+    if not pair.view.groups:
+        frozen = ", ".join(pair.view.frozen_by) or "none"
+        raise StructureError(
+            f"Expected a network with interchangeable units. Got none (operations without a rule: {frozen}). "
+            "Merge without matching: match 'none'."
+        )
+
+
 def _matched(pair: Pair, match: Match, steps: int, seed: int) -> dict[str, IntArray]:
     if match == "none":
         return {}
     if match not in ("weights", "activations", "straight through"):
         raise ConfigError(f"Expected weights, activations, straight through or none. Got {match!r}. Choose one.")
-    if not pair.view.groups:
-        frozen = ", ".join(pair.view.frozen_by) or "none"
-        raise StructureError(
-            f"Expected a network with interchangeable units. Got none (operations without a rule: {frozen}). "
-            "Merge without matching."
-        )
+    require_units(pair)
     generator = torch.Generator().manual_seed(seed)
     if match == "activations":
         found = align(pair.view, pair.a, pair.b, by="activations", module=pair.objective.module, inputs=pair.inputs)

@@ -71,7 +71,7 @@ def re_estimated(
             seen += weight
             for layer in norms:
                 layer.train()
-                layer.momentum = weight / seen  # type: ignore[assignment]
+                layer.momentum = weight / seen
             args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
             functional_call(module, own, args if isinstance(args, tuple) else (args,), kwargs)
             if seen >= count:

@@ -88,7 +88,7 @@ def align(  # noqa: PLR0913 - one door to three ways, each with its own few opti
         The alignment. With "weights" and `start`, never farther apart than at the start.
 
     Raises:
-        ConfigError: "activations" without module or inputs, restarts without a generator, or an unknown `by`.
+        ConfigError: "activations" without module or inputs, or restarts without a generator.
         ShapeError: states of different names or shapes, or a start that is no permutation.
         NumericalError: a state that is not finite.
         StructureError: an unknown group.

@@ -133,8 +133,9 @@ class Gram:
         else:
             self._square += ssyrk(1.0, rows.contiguous().numpy().T, lower=1)
         self._cross += (wishes.T @ rows).double()
-        self._feature_sum += rows.sum(0, dtype=torch.float64)
-        self._target_sum += wishes.sum(0, dtype=torch.float64)
+        ones = rows.new_ones(len(rows))
+        self._feature_sum += (ones @ rows).double()
+        self._target_sum += (ones @ wishes).double()
         self._target_square += float(wishes.double().square().sum())
 
     def solve(
@@ -172,7 +173,9 @@ class Gram:
         if not bool(live.all()):
             # A dead feature gets its prior: the minimum-norm answer, and the ridge's.
             gram = gram[live][:, live]
-        right = cross[:, live] - start[:, live] @ gram
+        right = cross[:, live]
+        if prior is not None:
+            right = right - _times(start[:, live], gram)
         if ridge and self.precision == "single":
             ridge = max(ridge, _LEAST_SINGLE_RIDGE)
         penalty = ridge * float(gram.diagonal().sum()) / max(self.features, 1)
@@ -187,15 +190,13 @@ class Gram:
         return Solution(solved[:, :-1], solved[:, -1], residual, rank, status)
 
     def _augmented(self) -> tuple[Tensor, Tensor]:
-        """Give G and C in full, with the constant feature last."""
+        """Give the lower triangle of G, and C, with the constant feature last."""
         size = self._gram.shape[0]
-        full = torch.empty(self.features, self.features, dtype=torch.float64, device=self._device)
+        full = torch.zeros(self.features, self.features, dtype=torch.float64, device=self._device).T
         full[:size, :size] = self._gram
         if self.has_bias:
             full[size, :size] = self._feature_sum
             full[size, size] = self.samples
-        for row in range(1, self.features):
-            full[:row, row] = full[row, :row]
         cross = torch.cat([self._cross, self._target_sum[:, None]], dim=1) if self.has_bias else self._cross
         return full, cross
 
@@ -243,3 +244,8 @@ class Gram:
         counts = values > float(values[-1]) * rounding
         vectors, values = vectors[:, counts], values[counts]
         return (right @ vectors / values) @ vectors.T, int(counts.sum()), "minimum norm"
+
+
+def _times(rows: Tensor, lower: Tensor) -> Tensor:
+    """Multiply by a symmetric matrix of which the lower triangle is given."""
+    return rows @ lower.tril() + rows @ lower.tril(-1).T

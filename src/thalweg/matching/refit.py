@@ -129,19 +129,24 @@ def refit(  # noqa: PLR0913 - the layer, the data, and what decides the least sq
         Gram(flat.shape[2], flat.shape[1], bias=bias is not None, precision=precision, device=weight.device)
         for _ in flat
     ]
+    norm = 0.0
     for rows, wishes in chunks():
+        norm = math.hypot(norm, float(torch.linalg.vector_norm(wishes, dtype=torch.float64)))
+        # What the prior leaves, not the targets: so that nothing is left, exactly, where it gives the targets itself.
+        left = _left(rows, wishes, flat, offsets, precision) if prior else wishes
         for group, gram in enumerate(grams):
-            gram.add(rows[:, group], wishes[:, group])
-    solutions = [
-        gram.solve(ridge, (flat[group], None if offsets is None else offsets[group]) if prior else None)
-        for group, gram in enumerate(grams)
-    ]
-    fitted = torch.stack([solution.weight for solution in solutions])
+            gram.add(rows[:, group], left[:, group])
+    solutions = [gram.solve(ridge) for gram in grams]
+    fitted = torch.stack([s.weight for s in solutions])
     shifts = None if bias is None else torch.stack([s.bias for s in solutions if s.bias is not None])
-    residual = _pooled(grams, [s.residual for s in solutions])
-    if residual < _NOISE[precision]:
-        square = sum(_error(*chunk, fitted, shifts) for chunk in chunks())
-        residual = math.sqrt(square) / _norm(grams) if square else 0.0
+    if prior:
+        fitted, shifts = fitted + flat, None if shifts is None or offsets is None else shifts + offsets
+    residual = math.hypot(*(s.residual * g.target_norm for s, g in zip(solutions, grams, strict=True))) / (
+        norm or 1.0
+    )
+    if norm and residual < _NOISE[precision]:
+        errors = (_left(*chunk, fitted, shifts, "double") for chunk in chunks())
+        residual = math.hypot(*(float(torch.linalg.vector_norm(error)) for error in errors)) / norm
     statuses = [solution.status for solution in solutions]
     return Fit(
         fitted.reshape(weight.shape).to(weight.dtype),
@@ -154,20 +159,11 @@ def refit(  # noqa: PLR0913 - the layer, the data, and what decides the least sq
     )
 
 
-def _norm(grams: list[Gram]) -> float:
-    return math.hypot(*(gram.target_norm for gram in grams))
-
-
-def _pooled(grams: list[Gram], residuals: list[float]) -> float:
-    errors = (residual * gram.target_norm for residual, gram in zip(residuals, grams, strict=True))
-    return math.hypot(*errors) / (_norm(grams) or 1.0)
-
-
-def _error(rows: Tensor, wishes: Tensor, weight: Tensor, bias: Tensor | None) -> float:
-    found = torch.einsum("rgf,gof->rgo", rows.double(), weight)
-    if bias is not None:
-        found += bias
-    return float((found - wishes).square().sum())
+def _left(rows: Tensor, wishes: Tensor, weight: Tensor, bias: Tensor | None, precision: Precision) -> Tensor:
+    """Give T - W F - b."""
+    dtype = torch.float64 if precision == "double" else torch.float32
+    left = wishes.to(dtype) - torch.einsum("rgf,gof->rgo", rows.to(dtype), weight.to(dtype))
+    return left if bias is None else left - bias.to(dtype)
 
 
 def _rows(inputs: Tensor, targets: Tensor, weight: Tensor) -> Chunks:

@@ -130,8 +130,8 @@ def conv2fc1(
     """Build two stages of 5×5 convolution – ReLU – 3×3 max pooling of stride 2, then one linear layer.
 
     Weights of convolutions start from N(0, 2/(k²·out)), k the kernel's size, their biases from zero, and the linear
-    layer as torch's. 32×32 images shrink to 15×15 and 7×7, so that 64·49 = 3,136 features enter the linear layer: 85,066
-    parameters.
+    layer as torch's. 32×32 images shrink to 15×15 and 7×7, so that 64·49 = 3,136 features enter the linear layer:
+    85,066 parameters.
 
     Args:
         width_multiplier: factor on 32 and 64 channels, rounded, at least 1 channel.

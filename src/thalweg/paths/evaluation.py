@@ -261,11 +261,12 @@ def recut(objective: Objective, theta: Float[Tensor, " params"], runner: Runner)
         few = rows_of((inputs, ()), slice(0, _FEW_SAMPLES))[0]
         count = max(len(leaf) for leaf in tree_leaves(few) if isinstance(leaf, Tensor) and leaf.ndim)
         with torch.no_grad(), plain_kernels():
-            runner.run(objective.space.parameters(theta), few)
+            state = objective.space.parameters(theta)
+            runner.run(state, few)
             if runner.writes:
                 return objective
             with _Largest() as seen:
-                runner.run(objective.space.parameters(theta), few)
+                runner.run(state, few)
     except (RuntimeError, ValueError, IndexError):  # a size is part of the code, or samples are not rows
         return objective
     return objective.recut(theta, max(_FEW_SAMPLES, _PIECE_BYTES * count // seen.nbytes))
@@ -280,7 +281,7 @@ class _Largest(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
-        if isinstance(made, Tensor):
+        if isinstance(made, Tensor) and not any(made is leaf for leaf in args):
             self.nbytes = max(self.nbytes, made.nbytes)
         return made
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from torch import Tensor
@@ -42,8 +42,8 @@ def permutation_path(  # noqa: PLR0913 - the network, the order, and what each k
     """Go from a network to permute(view, state, {group: order}), bit for bit at both ends, along straight legs.
 
     - "swaps": the order's cycles, one swap of two units after another: size - #cycles legs.
-    - "reflections": each cycle is a product of two reflections, and each of those a set of disjoint swaps: about
-      size / at_once legs.
+    - "reflections": each cycle is a product of two reflections, and each of those a set of disjoint swaps: as many
+      swaps, `at_once` of them in a leg.
     - "free_slots": units that nothing reads are places through which the others travel. What makes a unit is copied
       to a free place, then what reads the unit is handed over to the copy; neither changes what the network computes.
       All free places are used at once: about 2·size / slots legs. To begin with, the least important units are freed,
@@ -71,7 +71,7 @@ def permutation_path(  # noqa: PLR0913 - the network, the order, and what each k
     Raises:
         StructureError: no such group, or "free_slots" for one whose units cannot be duplicated singly.
         ShapeError: `order` or `importance` does not fit the group.
-        ConfigError: an unknown kind, or counts that are out of range.
+        ConfigError: `at_once` or `slots` is out of range.
 
     **Source:** Anokhin & Yarotsky 2020 (arXiv 2008.00741), section 3.2, swaps units one pair at a time. Free slots
         are ours: a step of splitting embeddings (Zhang et al. 2021, arXiv 2111.15527) inside the network.
@@ -87,13 +87,13 @@ def permutation_path(  # noqa: PLR0913 - the network, the order, and what each k
         (2, True)
     """
     size = view.group(group).size
-    _require_sound(size, order, kind, at_once, slots, importance)
+    _require_sound(size, order, at_once, slots, importance)
     if kind == "free_slots":
         legs = _slot_legs(
             Base(view, state, group, space.names), order, slots or max(2, round(SHARE * size)), kill, importance
         )
     else:
-        swaps = _swaps(order, at_once) if kind == "swaps" else _reflections(order, at_once)
+        swaps = {"swaps": _swaps, "reflections": _reflections}[kind](order, at_once)
         legs = list(_swap_legs(Base(view, state, group, space.names), swaps))
     end = permute(view, state, {group: order})
     if not legs:
@@ -104,10 +104,8 @@ def permutation_path(  # noqa: PLR0913 - the network, the order, and what each k
 
 
 def _require_sound(
-    size: int, order: IntArray, kind: str, at_once: int, slots: int | None, importance: FloatArray | None
+    size: int, order: IntArray, at_once: int, slots: int | None, importance: FloatArray | None
 ) -> None:
-    if kind not in get_args(PermutationKind):
-        raise ConfigError(f"Expected a kind among {', '.join(get_args(PermutationKind))}. Got {kind!r}. Choose one.")
     if at_once < 1 or (slots is not None and not 1 <= slots <= size):
         raise ConfigError(
             f"Expected at_once of 1 or more and slots from 1 to {size}. Got {at_once} and {slots}. Leave them out."

@@ -41,7 +41,16 @@ def _squares(view: View, state: Mapping[str, Tensor], group: str, role: Role) ->
         tensor = state.get(member.tensor)
         if member.role != role or tensor is None or not torch.is_floating_point(tensor):
             continue
-        sums = tensor.detach().double().square().movedim(member.dim, 0).flatten(1).sum(1).cpu().numpy()
+        sums = (
+            tensor.detach()
+            .double()
+            .square()
+            .movedim(member.dim, 0)
+            .reshape(tensor.shape[member.dim], -1)
+            .sum(1)
+            .cpu()
+            .numpy()
+        )
         units = unit_positions(view, member.tensor, member.dim, group)
         np.add.at(total, units[units >= 0], sums[units >= 0])
     return total

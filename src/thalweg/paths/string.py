@@ -204,7 +204,7 @@ class _String:
             for k in range(between + 1)
         ]
         losses = []
-        for number, place in enumerate((*places, 1.0)):
+        for number in range(len(places) + 1):
             segment, within = divmod(number, between + 1)
             upper = min(segment + 1, len(self._points) - 1)
             torch.lerp(self._points[segment], self._points[upper], within / (between + 1), out=self._descent.theta)

@@ -13,11 +13,13 @@ from thalweg.paths.flow_model import UnitMap
 from thalweg.paths.methods import Connection, Progress
 from thalweg.paths.pair import Pair
 from thalweg.paths.panel import Own
+from thalweg.paths.string import string
 
 TRAINED: Mapping[str, str] = {
     "polygon-3": "two straight edges, the bend between them trained",
     "polygon-5": "four straight edges, the three bends between them trained",
     "bezier": "a quadratic Bezier curve, its middle point trained",
+    "string": "a string of images relaxed onto a path of least loss, more where it is high",
 }
 """Methods that train a path for the pair, by name, and what each does."""
 
@@ -27,17 +29,22 @@ _KINDS: Mapping[str, tuple[CurveKind, int]] = {
     "bezier": ("bezier", 3),
 }
 
+_CYCLES = 4
+"""Cycles of the string: the default of `string`."""
+
 
 @dataclass(frozen=True)
 class TrainedSettings:
     """How paths are trained.
 
     Args:
-        epochs: passes over the data. Default: MNIST in Anokhin & Yarotsky 2020 (200 for CIFAR-10).
+        epochs: of polygons and Bezier curves, passes over the data. Default: MNIST in Anokhin & Yarotsky 2020 (200
+            for CIFAR-10).
         learning_rate: of SGD. Default and the two next: the same paper.
         batch_size: samples of a mini-batch.
         momentum: of SGD.
-        weight_decay: on the point of the curve.
+        weight_decay: of polygons and Bezier curves, on the point of the curve.
+        string_steps: of the string, mini-batches in each of its cycles. Default: that of `string`.
         seed: of the order of the data and of the t that are drawn.
     """
 
@@ -46,6 +53,7 @@ class TrainedSettings:
     batch_size: int = 128
     momentum: float = 0.9
     weight_decay: float = 1e-4
+    string_steps: int = 250
     seed: int = 0
 
 
@@ -63,7 +71,8 @@ def trained(name: str, settings: TrainedSettings | None = None, *, progress: Pro
     Raises:
         ConfigError: no such method.
 
-    **Source:** Garipov et al. 2018 (arXiv 1802.10026), polygons and Bezier curves.
+    **Source:** polygons and Bezier curves: Garipov et al. 2018 (arXiv 1802.10026); the string: Draxler et al. 2018
+    (arXiv 1803.00885).
 
     Example:
         >>> from torch import nn
@@ -82,7 +91,7 @@ def trained(name: str, settings: TrainedSettings | None = None, *, progress: Pro
     tell = progress or _silent
 
     def run(pair: Pair) -> Connection:
-        return _curve(pair, name, settings, tell)
+        return (_string if name == "string" else _curve)(pair, name, settings, tell)
 
     run.__doc__ = TRAINED[name]  # the panel's words
     return run
@@ -107,8 +116,30 @@ def _curve(pair: Pair, name: str, settings: TrainedSettings, tell: Progress) -> 
         end_buffers=pair.buffers(pair.b),
         progress=lambda epoch, loss: tell(epoch / settings.epochs, f"{name}: epoch {epoch}, loss {loss:.4g}"),
     )
-    notes = () if found.status == "finished" else ("the training diverged: choose a smaller learning rate",)
-    return Connection(name, found.path, 1.0, {}, time.perf_counter() - began, notes=notes)
+    return Connection(name, found.path, 1.0, {}, time.perf_counter() - began, notes=_told(found.status))
+
+
+def _string(pair: Pair, name: str, settings: TrainedSettings, tell: Progress) -> Connection:
+    began = time.perf_counter()
+    found = string(
+        pair.objective,
+        pair.theta_a,
+        pair.theta_b,
+        generator=torch.Generator().manual_seed(settings.seed),
+        cycles=_CYCLES,
+        steps=settings.string_steps,
+        batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        momentum=settings.momentum,
+        start_buffers=pair.buffers(pair.a),
+        end_buffers=pair.buffers(pair.b),
+        progress=lambda cycle, loss: tell(cycle / _CYCLES, f"{name}: cycle {cycle}, highest loss {loss:.4g}"),
+    )
+    return Connection(name, found.path, 1.0, {}, time.perf_counter() - began, notes=_told(found.status))
+
+
+def _told(status: str) -> tuple[str, ...]:
+    return () if status == "finished" else ("the training diverged: choose a smaller learning rate",)
 
 
 def flow_method(unit_map: UnitMap, name: str = "flow") -> Own:
