@@ -7,7 +7,10 @@ Units are freed with a ridge fit (1e-4) of the layer that reads them.
 
 Run: `OMP_NUM_THREADS=1 THALWEG_DATA=... python benchmarks/permutation.py [--slots 20 100 200]`.
 
-Measured: HEADER
+Measured on a busy machine, one thread, torch 2.13.0+cpu, one run; loss of the network 0.06561:
+
+                              legs  change of output  worst loss
+    free slots, 100             45           1.4e-14     0.06563
 """
 
 import argparse

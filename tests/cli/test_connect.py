@@ -252,6 +252,7 @@ def test_numbers_are_compared_by_their_loss(capsys):
     assert record["best"] == least["method"]
 
 
+@pytest.mark.usefixtures("plain_page")
 def test_running_statistics_are_the_networks_own_at_the_ends(capsys):
     words = "connect normed-a.pt normed-b.pt --model own.py:normed --data own.py:both --points 7 --methods linear"
     lines = connected(words, capsys)
@@ -260,6 +261,24 @@ def test_running_statistics_are_the_networks_own_at_the_ends(capsys):
         loss, accuracy = measured(name, "normed", *own("pair"))
         assert f"train loss {loss:.5g}"[:-1] in line
         assert f"accuracy {accuracy:.4f}" in line
+
+
+@pytest.mark.usefixtures("plain_page")
+def test_a_map_of_units_is_one_more_row(capsys):
+    from thalweg.matching.units import unit_rows
+    from thalweg.paths.flow_model import identity_map
+    from thalweg.structure import trace
+
+    view = trace(own("net")(), own("X")[:4])
+    rows = torch.cat([unit_rows(view, view.groups[0], states()[name], "butterfly") for name in "ab"])
+    unit_map = identity_map(view.groups[0].name, rows, generator=torch.Generator().manual_seed(0))
+    unit_map.save("map.safetensors")
+    lines = connected(f"{RUN} --methods arc --flow map.safetensors --save all", capsys)
+    assert [line.split()[0] for line in lines[3:5]] == ["arc", "flow-map"]
+    arc, flow = json.loads(Path("a-to-b-connection/panel.json").read_text())["rows"]
+    assert flow["words"] == "units of 0 through a map (realnvp) fitted on other nets"
+    assert flow["values"]["worst_t"] == pytest.approx(arc["values"]["worst_t"], abs=0.05)
+    assert [p.name for p in Path("a-to-b-connection").glob("path-*")] == ["path-arc.safetensors"]
 
 
 @pytest.mark.usefixtures("plain_page")

@@ -186,6 +186,30 @@ def test_an_average_of_weights_takes_its_statistics_from_the_data():
     assert found.notes == ("statistics of 6 normalisation layers re-estimated",)
 
 
+@pytest.mark.parametrize(("count", "batch_size", "used"), [(41, 10, 40), (7, 1, 7), (1, None, 1)])
+def test_ragged_batches_and_single_samples_have_statistics_or_keep_their_own(count, batch_size, used):
+    nets = [
+        drawn(lambda: nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3)), s)
+        for s in (0, 1)
+    ]
+    whole = Objective(nets[0], nn.CrossEntropyLoss(), (X[:used], Y[:used]))
+    objective = Objective(nets[0], nn.CrossEntropyLoss(), (X[:count], Y[:count]), batch_size=batch_size)
+    found, expected = (weight_average(o, nets).members[0]["1.running_mean"] for o in (objective, whole))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    assert bool(torch.isfinite(torch.tensor(evaluate(wa_ensemble(objective, nets), objective).loss)))
+
+
+def test_outputs_that_are_no_tensor_are_refused():
+    class Two(nn.Sequential):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return super().forward(x), x
+
+    nets = [drawn(lambda: Two(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)), s) for s in (0, 1)]
+    objective = Objective(nets[0], lambda outputs, y: nn.functional.cross_entropy(outputs[0], y), (X, Y))
+    with pytest.raises(StructureError, match="a network that gives one tensor"):
+        evaluate(output_ensemble(objective, nets), objective)
+
+
 class Outside(nn.Module):
     """Features reach the outputs past the last linear map."""
 

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from thalweg.errors import ConfigError
-from thalweg.lab.figures.ranking import ranking
+from thalweg.lab.figures import ranking
 from thalweg.lab.figures.style import PALETTE
 
 NAMES = {"id": "f", "title": "Title", "caption": "Caption."}

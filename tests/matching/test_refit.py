@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from thalweg.errors import ShapeError
+from thalweg.matching.gram import Gram
 from thalweg.matching.refit import refit, sampled_positions
 from thalweg.structure.sites import Site, captured, execution
 
@@ -157,3 +158,16 @@ def test_layers_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(ShapeError, match="Take both at this layer"):
         refit(site, torch.zeros(inputs), torch.zeros(targets), weight=torch.zeros(weight))
+
+
+def test_the_prior_is_the_one_of_the_normal_equations_and_the_residual_that_of_the_targets() -> None:
+    inputs, targets, weight, bias = _drawn(50, 8), _drawn(50, 3), _drawn(3, 8), _drawn(3)
+    fit = refit(Site("w", "b", 0), inputs, targets, weight=weight, bias=bias, ridge=1e-2, prior=True)
+    gram = Gram(8, 3, bias=True)
+    gram.add(inputs, targets)
+    wanted = gram.solve(1e-2, (weight, bias))
+    assert_close(fit.weight, wanted.weight, rtol=0, atol=1e-12)
+    assert_close(fit.bias, wanted.bias, rtol=0, atol=1e-12)
+    error = (inputs @ fit.weight.T + fit.bias - targets).norm() / targets.norm()
+    assert abs(fit.residual - float(error)) < 1e-12
+    assert abs(wanted.residual - float(error)) < 1e-12

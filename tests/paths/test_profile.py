@@ -1,6 +1,7 @@
 """Profiles: the objective's own values, exact ends, statistics taken anew, and the worst point."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -9,9 +10,12 @@ from torch.optim.swa_utils import update_bn
 
 from thalweg.errors import ConfigError, ShapeError
 from thalweg.objective import Objective
+from thalweg.paths.evaluation import Course, Runner
 from thalweg.paths.leg import blend_leg
 from thalweg.paths.path import Path
 from thalweg.paths.profile import profile
+from thalweg.paths.reuse import Reuse
+from thalweg.paths.statistics import Statistics
 from thalweg.paths.straight import linear
 from thalweg.space import Space
 
@@ -94,6 +98,7 @@ def test_statistics_are_those_of_torch(reuse: bool) -> None:
     path = between(a, b)
     found = profile(path, objective, times=[0.3, 0.6], refine=False, statistics_samples=60, reuse=reuse)
     net = normed()
+    net[3] = nn.Identity()  # type: ignore[index] - torch's update_bn switches dropout on
     for t, loss in zip((0.3, 0.6), found.train_loss[1:3], strict=True):
         path.space.write(path.at(t), net)
         update_bn([x for x, _ in batches[:3]], net)
@@ -154,7 +159,7 @@ def legs_to(*values: float) -> Path:
     points = [{"t": torch.tensor([value], dtype=torch.float64)} for value in values]
     return Path(
         Space(("t",), ((1,),)),
-        tuple(blend_leg(f"{k}", a, b) for k, (a, b) in enumerate(zip(points[:-1], points[1:], strict=True))),
+        tuple(blend_leg(f"{k}", a, b) for k, (a, b) in enumerate(pairwise(points))),
     )
 
 
@@ -204,8 +209,9 @@ def test_wrong_arguments_are_refused() -> None:
     path = between(plain(), plain(1))
     with pytest.raises(ConfigError, match="at least 2 points"):
         profile(path, objective, points=1)
+    runner = Runner(objective)
     with pytest.raises(ConfigError, match="'re-estimate' or 'own'"):
-        profile(path, objective, statistics="new")  # type: ignore[arg-type]
+        Statistics(runner, Course(path, objective), objective, "new", 10, Reuse(runner))
     with pytest.raises(ShapeError, match=r"t in \[0, 1\]"):
         profile(path, objective, times=[1.5])
     with pytest.raises(ShapeError, match="network of the path"):

@@ -1,13 +1,14 @@
 """Replay: the same losses as evaluating every point alone, for networks of every kind, or in full with the reason."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
+from tests.zoo import CASES, Case
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from tests.zoo import CASES, Case
 from thalweg.objective import Objective
 from thalweg.paths.leg import Blend, BlendLeg, blend_leg
 from thalweg.paths.path import Path
@@ -94,7 +95,7 @@ def test_only_the_rows_that_differ_are_computed_along_a_chain_of_swaps() -> None
                 "2.weight": last["2.weight"][:, order],
             }
         )
-    legs = tuple(blend_leg("swap", a, b) for a, b in zip(points[:-1], points[1:], strict=True))
+    legs = tuple(blend_leg("swap", a, b) for a, b in pairwise(points))
     replayed, _ = both_ways(Path(objective.space, legs), objective, points=13)
     assert "of terms only the rows that differ" in replayed.reuse
     at_joints = replayed.train_loss[::2]
@@ -145,16 +146,15 @@ class Late(nn.Module):
 
 
 class Clamped(nn.Module):
-    """Writes into its weights and its inputs."""
+    """Writes into its weights, behind the back of autograd."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Clamp both."""
+        """Clamp them."""
         self.second.weight.data.clamp_(-0.1, 0.1)
-        x.mul_(0.5)
         out: Tensor = self.second(self.first(x))
         return out
 

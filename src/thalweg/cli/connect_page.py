@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from thalweg.cli.parts import Value
-from thalweg.lab.figures import Figure, curves
-from thalweg.lab.figures.ranking import ranking
+from thalweg.lab.figures import Figure, curves, ranking
 from thalweg.lab.report import Section, TextTable, write_report
 
 _MOST_CURVES = 6

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from thalweg.ensembles.backbone import Cut, cut_before, mixed, readers
 from thalweg.ensembles.ensemble import Average, Ensemble, ensemble_of
@@ -110,8 +111,9 @@ def _fitted(
     backbone, own = pair
     state, fits = mixed(cut, backbone, own), []
     runs = copied(module, device=next(module.parameters()).device).eval()
+    is_several = all(len(t) > 1 for batch in batches for t in tree_leaves(batch) if isinstance(t, Tensor) and t.ndim)
     for name, layer in runs.named_modules():
-        if name in layers:  # its statistics are taken anew afterwards
+        if name in layers and is_several:  # its statistics are taken anew afterwards
             layer.train()
     for site in reading:
         features = torch.cat([captured(runs, state, b, reads=[site.weight])[0][site.weight] for b in batches])

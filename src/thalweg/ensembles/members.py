@@ -1,13 +1,13 @@
 """Members: several trained networks of one architecture as complete states, and the samples for fits."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from thalweg.batching import num_samples, pieces
+from thalweg.batching import Batch, joined, num_samples, pieces
 from thalweg.errors import CheckpointError, ConfigError, DataError, ShapeError
 from thalweg.objective import Objective
 from thalweg.precision import copied
@@ -21,6 +21,9 @@ accuracy; the paper takes all of the training data."""
 
 _PIECE = 1000
 """Samples of a fit that pass the network at once. Chosen by us: their feature maps take about a GB at most."""
+
+_FEWEST = 32
+"""Samples of a batch from which statistics are taken. Chosen by us: with fewer, noise adds up layer by layer."""
 
 _EXAMPLE = 16
 """Samples that a network is run on to see what it is made of. Chosen by us."""
@@ -99,16 +102,37 @@ def fit_inputs(objective: Objective, count: int, seed: int) -> list[Any]:
     if total is not None:
         whole = next(iter(objective.sample(min(count, total), seed).batches()))
         return [piece[0] for piece in pieces(whole, _PIECE)]
-    taken, seen = [], 0
-    for batch in objective.batches():
-        taken.append(batch[0])
-        try:
-            seen += num_samples(batch)
-        except DataError:  # a batch that is not one row per sample
-            seen += 1
+    taken, seen = [], 0.0
+    for weight, inputs in large_batches(objective):
+        taken.append(inputs)
+        seen += weight
         if seen >= count:
             break
     return taken
+
+
+def large_batches(objective: Objective) -> Iterator[tuple[float, Any]]:
+    """Give the inputs batch by batch, with their samples; batches too small for statistics are joined.
+
+    Args:
+        objective: the landscape, on the data.
+
+    Yields:
+        How many samples, and the inputs. One sample that is left over at the end is dropped.
+    """
+    waiting, count = list[Batch](), 0
+    for batch in objective.batches():
+        try:
+            count += num_samples(batch)
+        except DataError:  # a batch that is not one row per sample
+            yield 1.0, batch[0]
+            continue
+        waiting.append(batch)
+        if count >= _FEWEST:
+            yield float(count), joined(waiting)[0]
+            waiting, count = [], 0
+    if count > 1:
+        yield float(count), joined(waiting)[0]
 
 
 def filled(module: nn.Module, state: State) -> nn.Module:

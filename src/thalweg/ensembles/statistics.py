@@ -6,9 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from thalweg.batching import num_samples
-from thalweg.ensembles.members import State
-from thalweg.errors import DataError
+from thalweg.ensembles.members import State, large_batches
 from thalweg.kernels import plain_kernels
 from thalweg.objective import Objective
 from thalweg.precision import copied
@@ -50,7 +48,7 @@ def re_estimated(
         count: samples to use, at least: the first ones.
 
     Returns:
-        The state with the new statistics.
+        The state with the new statistics; as it was, if there is but one sample.
 
     **Source:** `update_bn` of Garipov et al. 2018 (arXiv 1802.10026), which uses all the training data.
     """
@@ -65,22 +63,17 @@ def re_estimated(
         found[name] = start(found[name])
     own = {name: tensor.clone() for name, tensor in found.items()}
     seen = 0.0
+    for layer in norms:
+        layer.train()
     with torch.no_grad(), plain_kernels():
-        for inputs, targets in objective.batches():
-            weight = _weight(inputs, targets)
+        for weight, inputs in large_batches(objective):
             seen += weight
             for layer in norms:
-                layer.train()
                 layer.momentum = weight / seen
             args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
             functional_call(module, own, args if isinstance(args, tuple) else (args,), kwargs)
             if seen >= count:
                 break
+    if not seen:  # a single sample has no statistics
+        return dict(state)
     return found | {name: own[name] for layer in chosen for name in statistics_of(layer) if name in own}
-
-
-def _weight(inputs: object, targets: object) -> float:
-    try:
-        return float(num_samples((inputs, targets)))
-    except DataError:  # a batch that is not one row per sample
-        return 1.0

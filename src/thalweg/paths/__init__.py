@@ -1,5 +1,14 @@
 """Paths of low loss between two points of a landscape."""
 
+from thalweg.paths.curves import Curve as Curve
+from thalweg.paths.curves import hold_then_fall as hold_then_fall
+from thalweg.paths.curves import train_curve as train_curve
+from thalweg.paths.flow import fit_bijection as fit_bijection
+from thalweg.paths.flow import fit_flow as fit_flow
+from thalweg.paths.flow_leg import FlowLeg as FlowLeg
+from thalweg.paths.flow_leg import flow_path as flow_path
+from thalweg.paths.flow_model import UnitMap as UnitMap
+from thalweg.paths.flow_model import identity_map as identity_map
 from thalweg.paths.leg import Blend as Blend
 from thalweg.paths.leg import BlendLeg as BlendLeg
 from thalweg.paths.leg import LazyLeg as LazyLeg
@@ -15,4 +24,6 @@ from thalweg.paths.profile import profile as profile
 from thalweg.paths.saved import load_path as load_path
 from thalweg.paths.saved import save_path as save_path
 from thalweg.paths.straight import linear as linear
+from thalweg.paths.string import StringRun as StringRun
+from thalweg.paths.string import string as string
 from thalweg.paths.worst import Worst as Worst

@@ -212,12 +212,18 @@ class Runner:
             return self.call(state, inputs)
         own = {name: value if name in filled else value.clone() for name, value in state.items()}
         taken = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, inputs)
-        copies = [leaf for leaf in tree_leaves(taken) if isinstance(leaf, Tensor)]
-        copies += [value for name, value in own.items() if name not in filled]
-        before = [tensor._version for tensor in copies]
+        pairs = [(own[name], value) for name, value in state.items() if name not in filled]
+        leaves = zip(tree_leaves(taken), tree_leaves(inputs), strict=True)
+        pairs += [(copy, leaf) for copy, leaf in leaves if isinstance(leaf, Tensor)]
+        versions = [copy._version for copy, _ in pairs]
         outputs = self.call(own, taken)
         self._is_known = True
-        self.writes = self.writes or before != [tensor._version for tensor in copies]
+        # What is written through `.data` has no new version.
+        changed = any(
+            copy._version != version or not torch.equal(copy, value)
+            for (copy, value), version in zip(pairs, versions, strict=True)
+        )
+        self.writes = self.writes or changed
         return outputs
 
     def call(self, state: Mapping[str, Tensor], inputs: Any) -> Any:

@@ -119,6 +119,19 @@ def flow_path(
 
     **Source:** Anokhin & Yarotsky 2020 (arXiv 2008.00741), section 3.3. The output bias is on a line here; theirs
     is the mean over all nets.
+
+    Example:
+        >>> from torch import nn
+        >>> from thalweg.paths.flow_model import identity_map
+        >>> net = nn.Sequential(nn.Linear(2, 5), nn.ReLU(), nn.Linear(5, 2))
+        >>> view = View.of_spec(net, {"hidden": [("0.weight", 0), ("0.bias", 0), ("2.weight", 1)]})
+        >>> rows = unit_rows(view, view.groups[0], dict(net.named_parameters()), "butterfly")
+        >>> unit_map = identity_map("hidden", rows, hidden=(8,), generator=torch.Generator().manual_seed(0))
+        >>> space = Space.of(net)
+        >>> a, b = torch.zeros(space.num_params), torch.ones(space.num_params)
+        >>> path = flow_path(space, view, unit_map, a, b)
+        >>> bool((path.at(1.0) == b).all())
+        True
     """
     leg = FlowLeg(unit_map, view, space.parameters(a), space.parameters(b))
     if not leg.error < 1:

@@ -13,7 +13,7 @@ from thalweg.matching.align import align
 from thalweg.matching.rebasin import straight_through
 from thalweg.paths.adjust import RIDGE, Adjuster
 from thalweg.paths.matchers import Transport, matched_from_the_start
-from thalweg.paths.pair import Pair, State
+from thalweg.paths.pair import Pair, State, first_samples
 from thalweg.paths.path import Path
 from thalweg.paths.permutation import permutation_path
 from thalweg.paths.route import KNOTS, Inner, Schedule, adjusted, butterfly, joint, path_of, simultaneous
@@ -24,6 +24,9 @@ from thalweg.structure.tree import IntArray
 Match = Literal["none", "transport", "weights", "activations", "straight through"]
 Permutation = Literal["free_slots", "swaps", "reflections"]
 Progress = Callable[[float, str], None]
+
+_ACTIVATION_SAMPLES = 1_000
+"""Samples whose activations units are matched by, held at once. Chosen by us: a few hundred do."""
 
 
 @dataclass(frozen=True)
@@ -258,7 +261,8 @@ def _ordered(pair: Pair, method: Method, settings: Settings) -> tuple[Transport 
             known = matched_from_the_start(pair, whole)
         return Transport(pair, with_outgoing=method.schedule == "butterfly", permutations=known), dict(known)
     if method.match == "activations":
-        found = align(pair.view, pair.a, pair.b, by="activations", module=pair.objective.module, inputs=pair.inputs)
+        few = first_samples(pair.inputs, _ACTIVATION_SAMPLES)
+        found = align(pair.view, pair.a, pair.b, by="activations", module=pair.objective.module, inputs=few)
         return None, dict(found.permutations)
     found = align(pair.view, pair.a, pair.b, by="weights", generator=generator)
     if method.match == "straight through":

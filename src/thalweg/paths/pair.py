@@ -87,7 +87,7 @@ class Pair:
                     f"Expected networks that agree in what is not trained. Got {name!r}, which differs (of shape "
                     f"{tuple(fixed.shape)}). Set requires_grad=True if it is a coordinate."
                 )
-        few = _first(next(iter(objective.batches()))[0], 16)
+        few = first_samples(next(iter(objective.batches()))[0], 16)
         view = view or trace(objective.module, few)
         run = execution(objective.module, few)
         count = min(fit_samples, max(_FIT_BYTES // _largest_bytes(objective, run, few), _FEWEST))
@@ -183,7 +183,8 @@ def _largest_bytes(objective: Objective, run: Execution, few: Any) -> int:
     return max((r.numel() * r.element_size() // max(len(r), 1) for r in results), default=1) or 1
 
 
-def _first(inputs: Any, count: int) -> Any:
+def first_samples(inputs: Any, count: int) -> Any:
+    """Take the first samples of a batch of inputs."""
     from torch.utils._pytree import tree_map_only
 
     return tree_map_only(Tensor, lambda t: t[:count] if t.ndim else t, inputs)

@@ -9,6 +9,7 @@ from thalweg.lab.figures.inertia import inertia_bars as inertia_bars
 from thalweg.lab.figures.levels import levels as levels
 from thalweg.lab.figures.matrix import matrix as matrix
 from thalweg.lab.figures.plane import plane as plane
+from thalweg.lab.figures.ranking import ranking as ranking
 from thalweg.lab.figures.spectrum import spectrum as spectrum
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "levels",
     "matrix",
     "plane",
+    "ranking",
     "scatter_agreement",
     "spectrum",
 ]

@@ -66,16 +66,16 @@ def ranking(  # noqa: PLR0913 - names, values and series are named columns, each
             },
             hovertemplate=f"%{{y}}: %{{x:.4g}}<extra>{label(heading)}</extra>",
         )
-    places = {heading: PALETTE[place % len(PALETTE)] for place, heading in enumerate(split)}
+    colours = {heading: PALETTE[place % len(PALETTE)] for place, heading in enumerate(split)}
     everything = numbers(table, value)
     finite = everything[np.isfinite(everything)]
     middle = (finite.min() + finite.max()) / 2 if finite.size else 0.0
-    for line in references or []:
+    for place, line in enumerate(references or []):
         side = "left" if float(line["value"]) > middle else "right"  # a text beside a line stays in the picture
         figure.add_vline(
             x=float(line["value"]),
-            line={"color": places.get(line.get("series"), MUTED), "width": 1.4, "dash": "dash"},
-            annotation={"text": label(line["label"]), "font": {"size": 11, "color": MUTED}, "textangle": 0},
+            line={"color": colours.get(line.get("series"), MUTED), "width": 1.4, "dash": "dash"},
+            annotation={"text": label(line["label"]), "font": {"size": 11, "color": MUTED}, "yshift": 14 * place},
             annotation_position=f"bottom {side}",
         )
     heading = x_title or value

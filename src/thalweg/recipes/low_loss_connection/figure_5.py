@@ -56,11 +56,11 @@ class Figure5Preset(TrainedPreset):
 PAPER = Figure5Preset()
 CPU = PAPER.model_copy(
     update={
-        "data": "mnist",
         "num_train": 10_000,
         "num_test": 5_000,
-        "epochs": 10,
-        "learning_rate": 0.05,
+        "image_size": 16,
+        "epochs": 15,
+        "learning_rate": 0.03,
         "hidden": (600, 200),
         "samples": (200, 400, 1_000, 2_000, 10_000),
     }
@@ -70,12 +70,14 @@ QUICK = CPU.model_copy(
         "data": "digits",
         "num_train": 1_300,
         "num_test": 440,
-        "epochs": 20,
+        "image_size": None,
+        "epochs": 15,
+        "learning_rate": 0.05,
         "batch_size": 64,
-        "hidden": (96, 32),
+        "hidden": (64, 24),
         "num_networks": 2,
-        "samples": (32, 64, 160, 320, 1_280),
-        "knots": 4,
+        "samples": (24, 240, 1_300),
+        "knots": 3,
     }
 )
 
