@@ -2,9 +2,20 @@
 
 The network is 784-2000-10 in float32, batches of 128. Both sides draw their mini-batches from `shuffled_batches`;
 plain training is `torch.optim.SGD` with momentum and weight decay on the module itself, the curve is `train_curve`.
-Rounds alternate; the numbers are medians, on one thread.
+Rounds alternate; the numbers are medians of CPU time, on one thread.
 
-Run: `python benchmarks/curve_training.py [--samples 6400] [--rounds 7]`.
+Run: `python benchmarks/curve_training.py [--samples 19200] [--rounds 5]`.
+
+Measured with 2 rounds on a busy 2-core AMD EPYC (hence CPU time), torch 2.13.0+cpu, Python 3.11.7; CPU-seconds an
+epoch of 19,200 samples:
+
+    plain SGD       5.73
+    polygon of 3    5.48   0.96 x plain
+    polygon of 5    5.86   1.02 x plain
+    Bezier curve    5.31   0.93 x plain
+
+Verdict: an epoch of a curve costs what an epoch of plain training does, within the noise of a few per cent. Setting
+up a curve and keeping the best bends are a few passes over the weights an epoch: they show in epochs of 50 steps.
 """
 
 import argparse
@@ -47,8 +58,8 @@ def curve(objective: Objective, kind: CurveKind, bends: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--samples", type=int, default=6400)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--samples", type=int, default=19200)
+    parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)

@@ -71,8 +71,8 @@ QUICK = CPU.model_copy(
         "num_train": 1_300,
         "num_test": 440,
         "image_size": None,
-        "epochs": 15,
-        "learning_rate": 0.05,
+        "epochs": 20,
+        "learning_rate": 0.02,
         "batch_size": 64,
         "hidden": (64, 24),
         "num_networks": 2,
@@ -124,10 +124,10 @@ def _along(
 
     objective = task.objective(ends[0], context, count)
     pair = Pair.of(objective, *ends, fit_samples=count, seed=preset.seed)
-    found = connect(pair, "arc+wa", Settings(knots=preset.knots, seed=preset.seed)).path
-    segments = _segments(found)
+    connection = connect(pair, "arc+wa", Settings(knots=preset.knots, seed=preset.seed))
+    segments = _segments(connection.path)
     durations = [d for legs in segments for d in ((TO_THE_FIT, 1 - TO_THE_FIT) if len(legs) == 2 else (1.0,))]
-    path = replace(found, durations=tuple(durations))
+    path = replace(connection.path, durations=tuple(durations))
     places = _places(path, segments, preset.knots)
     seen = profile(path, objective, test=task.test_objective(ends[0], context), times=list(places), refine=False)
     return [
@@ -137,6 +137,7 @@ def _along(
             "is_between": places[float(row["t"])][1],
             "train_error": 1 - row["train_accuracy"],
             "test_error": 1 - row["test_accuracy"],
+            "worst_fit": connection.worst_fit,
         }
         for row in seen.rows()
     ]
@@ -177,7 +178,7 @@ def _worst(rows: Table) -> dict[str, Any]:
 
     top = max(fitted, key=lambda row: float(row["train_error"]))
     return {
-        **{key: rows[0][key] for key in ("pair", "samples", "ratio")},
+        **{key: rows[0][key] for key in ("pair", "samples", "ratio", "worst_fit")},
         "ends": level,
         "rise": rise(fitted),
         "segment": top["segment"],

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from thalweg.lab.figures import Figure
+    from thalweg.paths.pair import Pair
 
 CLOSED = (
     *("linear", "arc", "linear+butterfly", "arc+butterfly", "linear+wa", "arc+wa", "ot", "ot+wa"),
@@ -103,6 +104,10 @@ class Table2Preset(TrainedPreset):
     """Stretches between two fits of a stage (the paper's code: 6 for each layer)."""
     curve_epochs: int = 200
     """Passes over the data of Garipov's curve; 0 leaves it out."""
+    taken_apart_samples: int = 2_000
+    """Samples on which the straight line is taken apart, layer by layer, and the connectivity width is searched."""
+    width_tolerance: float = 0.1
+    """Barrier of the loss that counts as none in that search (ours)."""
 
 
 PAPER = Table2Preset()
@@ -137,13 +142,14 @@ QUICK = CPU.model_copy(
         "points": 11,
         "knots": 3,
         "curve_epochs": 0,
+        "taken_apart_samples": 300,
     }
 )
 
 
 def run(preset: Table2Preset, context: Context) -> Outcome:
     """Train networks of each kind, connect their pairs by every method, and measure all paths."""
-    tables: dict[str, Table] = {"table": [], "pairs": [], "profiles": []}
+    tables: dict[str, Table] = {"table": [], "pairs": [], "profiles": [], "layers": [], "width": []}
     measured: dict[str, Any] = {"exact": []}
     for place, kind in enumerate(preset.networks):
         share = 1 / len(preset.networks)
@@ -207,6 +213,7 @@ def _kind(
         tables["profiles"] += [{"network": kind, **row} for row in profile_rows(place, found)]
         accuracies.append(end_accuracies(found))
         measured["exact"].append(ends_are_exact(pair, found))
+        _taken_apart(pair, preset, {"network": kind, "pair": place}, tables)
     published = PUBLISHED[kind]
     table = [*summary(rows, published), ends_row(accuracies, published["End points"])]
     tables["pairs"] += [{"network": kind, **row} for row in rows]
@@ -215,6 +222,32 @@ def _kind(
         met = {row["row"]: round(100 * row["train (met)"], 2) for row in table}
         for claim, names in _JUDGED.items():
             measured.setdefault(claim, {})[kind] = {name: met[name] for name in names if name in met}
+
+
+def _taken_apart(pair: "Pair", preset: Table2Preset, heading: dict[str, Any], tables: dict[str, Table]) -> None:
+    """What breaks the straight line between the aligned networks, layer by layer, and how much width mends it."""
+    from thalweg.matching import align
+    from thalweg.paths.decomposition import layer_barriers
+    from thalweg.paths.pair import Pair
+    from thalweg.paths.widening import connectivity_width
+    from thalweg.structure import permute
+
+    known = pair.objective.num_samples() or 0
+    few = Pair.of(
+        pair.objective.sample(min(preset.taken_apart_samples, known), preset.seed),
+        pair.a,
+        pair.b,
+        view=pair.view,
+        fit_samples=preset.taken_apart_samples,
+    )
+    orders = {"as they are": pair.b}
+    orders["aligned"] = permute(pair.view, pair.b, align(pair.view, pair.a, pair.b, by="weights").permutations)
+    for order, target in orders.items():
+        start = heading | {"order": order}
+        tables["layers"] += [start | dict(vars(entry)) for entry in layer_barriers(few, target=target, points=5)]
+        width = connectivity_width(few, target=target, tolerance=preset.width_tolerance, points=7)
+        found = {"share": width.share, "barrier": width.barrier, "barrier at 0": dict(width.tried)[0.0]}
+        tables["width"].append(start | found)
 
 
 def _told(tell: Any, place: int, count: int, fraction: float, text: str) -> None:
@@ -256,7 +289,26 @@ def figures(tables: Tables) -> "Sequence[Figure]":
     for kind in dict.fromkeys(str(row["network"]) for row in tables["table"]):
         own = {name: [row for row in rows if row["network"] == kind] for name, rows in tables.items()}
         found += [replace(f, id=f"{f.id}-{kind}") for f in drawn(own, subject=kind)]
+        found.append(_layers(own["layers"], kind))
     return found
+
+
+def _layers(rows: Table, kind: str) -> "Figure":
+    from thalweg.lab.figures.ranking import ranking
+
+    return ranking(
+        [{**row, "rise": max(row["rise_from_a"], row["rise_from_b"])} for row in rows],
+        id=f"layers-{kind}",
+        title=f"{kind}: what a single layer breaks",
+        caption=(
+            "Greatest rise of the training loss when one layer alone goes straight from one net's to the other's: "
+            "one dot for each pair, with B as it is and with B's units in A's order."
+        ),
+        name="layer",
+        value="rise",
+        series="order",
+        x_title="rise of the loss",
+    )
 
 
 RECIPE = Recipe(

@@ -71,10 +71,10 @@ QUICK = CPU.model_copy(
         "num_test": 440,
         "epochs": 8,
         "batch_size": 64,
-        "widths": (8, 16, 32, 64),
-        "deep": ((32,), (32, 32)),
+        "widths": (6, 18, 54, 160),
+        "deep": ((24,), (24, 24)),
         "num_networks": 2,
-        "num_measured": 1_300,
+        "num_measured": 650,
         "points": 9,
         "knots": 3,
     }
