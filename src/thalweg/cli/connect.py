@@ -73,6 +73,10 @@ def connect(  # noqa: PLR0913, PLR0917 - one argument per option of the command 
         list[Path] | None,
         typer.Option(metavar="FILE", help="A map of units that was trained and saved; repeat for more."),
     ] = None,
+    take_apart: Annotated[
+        bool,
+        typer.Option("--take-apart", help="Measure which layer breaks the straight line, and what width mends it."),
+    ] = False,
     batch_size: BatchSize = None,
     device: Device = "cpu",
     seed: Seed = 0,
@@ -121,6 +125,10 @@ def connect(  # noqa: PLR0913, PLR0917 - one argument per option of the command 
     make_folder(folder)
     rows = measured(couple, wishes, Parts(folder / "parts"))
     record = _record((a, b), couple, wishes, rows, landscape)
+    if take_apart:
+        from thalweg.cli.connect_apart import taken_apart
+
+        record["apart"] = taken_apart(couple, seed, Parts(folder / "parts"))
     files = written_paths(couple, wishes, rows, record["best"], folder)
     record |= {"files": _files(folder, files), "device": place, "command": shlex.join(["thalweg", *sys.argv[1:]])}
     record |= {"started": started.isoformat(timespec="seconds"), "seconds": round(elapsed(), 3)}
@@ -203,7 +211,8 @@ def _show(record: Value, *, as_json: bool) -> None:
         rows: list[Any] = [row["values"] for row in record["rows"]]
         kept = {key: record[key] for key in ("a", "b", "statistics", "data", "test_data", "loss", "settings")}
         more = {key: record[key] for key in ("best", "files", "device", "command", "started", "seconds")}
-        print_json({**kept, "rows": rows, **more, "version": thalweg.__version__})
+        apart = {"apart": record["apart"]} if "apart" in record else {}
+        print_json({**kept, "rows": rows, **apart, **more, "version": thalweg.__version__})
         return
     for line in end_words(record):
         typer.echo(line)
@@ -212,6 +221,11 @@ def _show(record: Value, *, as_json: bool) -> None:
         typer.echo(f"best: {record['best']} ({rule(record)})")
     for name, kind, text in remarks(record["rows"]):
         typer.echo(f"{name}: {kind}: {text}")
+    if "apart" in record:
+        from thalweg.cli.connect_apart import layer_rows, width_rows
+
+        show_rows(*layer_rows(record["apart"]))
+        show_rows(*width_rows(record["apart"]))
     for name, path in record["files"]["paths"].items():
         typer.echo(f"path of {name}: {path}")
     if record["best"] in record["settings"]["flows"]:

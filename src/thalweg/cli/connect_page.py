@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from thalweg.cli.connect_apart import TOLERANCE, layer_rows, width_rows
 from thalweg.cli.parts import Value
 from thalweg.lab.figures import Figure, curves, ranking
 from thalweg.lab.report import Section, TextTable, write_report
@@ -209,6 +210,17 @@ def _tables(record: Value) -> list[TextTable]:
     ]
     if told:
         found.insert(2, _table("To know", ("method", "kind", "text"), told, ""))
+    if "apart" in record:
+        layers = (
+            "One layer alone goes straight from one network's to the other's: greatest rise of the train loss. "
+            "Mended: how much lower the loss is at the midpoint of the whole line when this layer is fitted there."
+        )
+        width = (
+            "Both networks in one with more units: so many units of B, those farthest from A's, get places of their "
+            f"own until the straight line has a barrier of at most {TOLERANCE:g}."
+        )
+        found.append(_table("The straight line, layer by layer", *layer_rows(record["apart"]), layers))
+        found.append(_table("Connectivity width", *width_rows(record["apart"]), width))
     return found
 
 

@@ -224,6 +224,7 @@ def _panel_row(couple: Couple, wishes: Wishes, name: str, tell: Progress) -> "Pa
         test=couple.test,
         points=wishes.points,
         settings=wishes.closed,
+        progress=tell,
     )
     return rows[0]
 

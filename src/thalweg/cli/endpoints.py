@@ -160,7 +160,7 @@ class Endpoints:
         import torch
 
         with torch.random.fork_rng():
-            torch.random.default_generator.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             return load_network(None, **self.built, shape=None, example=None, inputs=example_from(self.landscape))
 
     def planned(self, seed: int, *, force: bool) -> Endpoint:

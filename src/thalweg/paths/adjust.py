@@ -25,11 +25,13 @@ class Adjuster:
         pair: the networks and the samples.
         ridge: 0 for the paper's least squares, of least norm where it is not unique; else the prior-centred ridge.
         fits: what was fitted, in order, for the record.
+        jumps: weight -> the largest change between two neighbouring fits of a stage, over the norm of the weight.
     """
 
     pair: Pair
     ridge: float = 0.0
     fits: list[Fit] = field(default_factory=list)
+    jumps: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._module = batch_statistics(self.pair.objective.module)

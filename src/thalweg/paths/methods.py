@@ -25,6 +25,9 @@ Match = Literal["none", "transport", "weights", "activations", "straight through
 Permutation = Literal["free_slots", "swaps", "reflections"]
 Progress = Callable[[float, str], None]
 
+_FAR = 2.0
+"""Change between two neighbouring fits, over the norm of the layer, from which a note is made. Chosen by us."""
+
 _ACTIVATION_SAMPLES = 1_000
 """Samples whose activations units are matched by, held at once. Chosen by us: a few hundred do."""
 
@@ -324,6 +327,13 @@ def _notes(pair: Pair, adjuster: Adjuster, method: Method) -> tuple[str, ...]:
         notes.append(
             f"{len(scarce)} of {len(adjuster.fits)} fits had fewer than two samples for each feature (at worst "
             f"{worst.samples:,} for {worst.features:,}): accuracy between may collapse; a ridge holds it"
+        )
+    far = {name: jump for name, jump in adjuster.jumps.items() if jump > _FAR}
+    if far:
+        name = max(far, key=lambda n: far[n])
+        notes.append(
+            f"neighbouring fits of {name} differ by {far[name]:.3g} times its norm: between them nothing is fitted, "
+            "and accuracy may collapse; more knots or a ridge hold it"
         )
     unfitted = list(dict.fromkeys(n for stage in stages(pair) for n in stage.unfitted)) if method.is_fitted else []
     if unfitted:

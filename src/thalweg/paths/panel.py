@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path as File
 from typing import Any, Literal
 
-from thalweg.errors import ConfigError, StructureError, ThalwegError
+from thalweg.errors import ConfigError, StructureError
 from thalweg.objective import Objective
 from thalweg.paths.methods import METHODS, Connection, Method, Progress, Settings, connect, obstacle
 from thalweg.paths.pair import Pair
@@ -112,21 +112,26 @@ def panel(
 
     **Source:** Anokhin & Yarotsky 2020 (arXiv 2008.00741), tables 1 and 2.
     """
-    wanted: list[tuple[str, str, str, Own, str | None]] = []
+    wanted: list[tuple[tuple[str, str, str], Method | Own]] = []
     for entry in methods:
         method = named(entry) if isinstance(entry, str) else entry
-        wanted.append((method.name, method.words, method.source, _closed(method, settings), obstacle(pair, method)))
+        wanted.append(((method.name, method.words, method.source), method))
     for name, make in (own or {}).items():
         words = (getattr(make, "__doc__", None) or name).partition("\n")[0]
-        wanted.append((name, words, "trained", make, None))
+        wanted.append(((name, words, "trained"), make))
     rows = []
-    for place, (name, words, source, make, reason) in enumerate(wanted):
-        if progress is not None:
-            progress(place / len(wanted), name)
+    for place, (heading, what) in enumerate(wanted):
+
+        def tell(fraction: float, text: str, place: int = place) -> None:
+            if progress is not None:
+                progress(min((place + fraction) / len(wanted), 1.0), text)
+
+        tell(0.0, heading[0])
+        reason = obstacle(pair, what) if isinstance(what, Method) else None
         if reason is not None:
-            row = PanelRow(name, words, source, "does not apply", reason)
+            row = PanelRow(*heading, "does not apply", reason)
         else:
-            row = _measured(pair, (name, words, source), make, test, points)
+            row = _measured(pair, heading, _maker(what, settings, tell), test, points, tell)
         rows.append(row)
         if done is not None:
             done(row)
@@ -150,19 +155,29 @@ def named(name: str) -> Method:
     return METHODS[name]
 
 
-def _closed(method: Method, settings: Settings | None) -> Own:
-    return lambda pair: connect(pair, method, settings)
+def _maker(what: Method | Own, settings: Settings | None, tell: Progress) -> Own:
+    if not isinstance(what, Method):
+        return what
+    return lambda pair: connect(pair, what, settings, progress=lambda x, text: tell(x / 2, text))
 
 
-def _measured(pair: Pair, heading: tuple[str, str, str], make: Own, test: Objective | None, points: int) -> PanelRow:
+def _measured(
+    pair: Pair, heading: tuple[str, str, str], make: Own, test: Objective | None, points: int, tell: Progress
+) -> PanelRow:
     began = time.perf_counter()
     try:
         with _peak() as peak:
             connection = make(pair)
-            found = profile(connection.path, pair.objective, test=test, points=points)
+            found = profile(
+                connection.path,
+                pair.objective,
+                test=test,
+                points=points,
+                progress=lambda x, text: tell((1 + x) / 2, f"{heading[0]}: {text}"),
+            )
     except StructureError as error:
         return PanelRow(*heading, "does not apply", str(error), seconds=time.perf_counter() - began)
-    except (ThalwegError, ArithmeticError, RuntimeError) as error:
+    except Exception as error:  # one method, your own among them, does not stop the others
         reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         return PanelRow(*heading, "failed", reason, seconds=time.perf_counter() - began)
     seconds = time.perf_counter() - began

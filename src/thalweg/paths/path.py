@@ -1,5 +1,6 @@
 """A path between two points of a landscape: t in [0, 1] -> theta, in legs that meet exactly."""
 
+import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -169,7 +170,7 @@ def _length(leg: Leg) -> float:
         return sum(float((b - a).norm()) for a, b in pairwise(points))
     if all(blend.kind == "linear" for blend in blends.values()):
         squares = [float((b.terms[1] - b.terms[0]).double().square().sum()) for b in blends.values()]
-        return float(sum(squares)) ** 0.5
+        return math.sqrt(sum(squares))
     steps: dict[float, None] = dict.fromkeys(k / _CHORDS for k in range(_CHORDS + 1))
     steps |= dict.fromkeys(t for blend in blends.values() for t in blend.times)
     times = sorted(steps)

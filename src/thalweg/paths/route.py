@@ -4,6 +4,7 @@ Each route is made of an inner connector, which moves a layer's own weights alon
 """
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -154,7 +155,7 @@ class _Route:
         leg = self._moving(stage.label, moved)
         later = (adjuster.fitted({**self.current, **leg.parameters(s)}, wanted) for s in _times(knots)[1:])
         fits = [first, *later]
-        self._add_knots(leg, fits, moved)
+        self._add_knots(stage, leg, fits, moved, adjuster)
 
     def fit_towards(
         self, stage: Stage, moved: Mapping[str, Tensor], adjuster: Adjuster, knots: int, arriving: set[str]
@@ -173,18 +174,29 @@ class _Route:
         fits[0] = {n: self.current[n] for n in fits[0]}
         if arriving:
             fits[-1] = {n: self.target[n] for n in fits[-1]}
-        self._add_knots(leg, fits, {**moved, **end})
+        self._add_knots(stage, leg, fits, {**moved, **end}, adjuster)
 
     def _moving(self, label: str, moved: Mapping[str, Tensor]) -> BlendLeg:
         end = {**self.current, **moved}
         middle = _centres(self.pair, end, self.inner, start=self.current, names=list(moved))
         return blend_leg(label, self.pair.trained(self.current), self.pair.trained(end), centres=middle)
 
-    def _add_knots(self, leg: BlendLeg, fits: list[dict[str, Tensor]], moved: Mapping[str, Tensor]) -> None:
+    def _add_knots(
+        self,
+        stage: Stage,
+        leg: BlendLeg,
+        fits: list[dict[str, Tensor]],
+        moved: Mapping[str, Tensor],
+        adjuster: Adjuster,
+    ) -> None:
         times = _times(len(fits) - 1)
         knotted = {n: Blend("knots", tuple(fit[n] for fit in fits), times) for n in fits[0]}
         fixed = {n: t for n, t in leg.fixed.items() if n not in knotted}
         blends = {**{n: b for n, b in leg.blends.items() if n not in knotted}, **knotted}
+        for name in stage.readers:
+            change = max(float((b[name] - a[name]).norm()) for a, b in pairwise(fits))
+            ratio = change / max(float(self.pair.a[name].norm()), 1e-30)
+            adjuster.jumps[name] = max(ratio, adjuster.jumps.get(name, 0.0))
         self._add(BlendLeg(leg.label, fixed, blends), {**self.current, **moved, **fits[-1]})
 
     def _add(self, leg: BlendLeg, end: Mapping[str, Tensor]) -> None:

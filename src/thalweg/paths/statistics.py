@@ -14,6 +14,8 @@ from thalweg.paths.reuse import Reuse
 
 Choice = Literal["re-estimate", "own"]
 _OWN = {"re-estimate", "own"}
+_FEWEST = 2
+"""Samples of a batch that statistics can be taken of; a last batch of fewer is left out."""
 
 
 class Statistics:
@@ -113,6 +115,8 @@ class Statistics:
             try:
                 count = num_samples(batch)
                 missing = self._num_samples - self._used
+                if self._used and min(count, missing) < _FEWEST:
+                    return
                 if count > missing:
                     batch, count = rows_of(batch, slice(0, missing)), missing
             except DataError:

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from thalweg.paths import Path
 
 TO_THE_FIT = 0.2
-"""Share of a layer's stretch that leads to the fit at its start. Chosen by us: it only sets the axis of the figures."""
+"""Share of a layer's stretch that leads to the fit at its start. Chosen by us: it only sets the figures' axis."""
 SEGMENTS = ("wide", "narrow", "last")
-"""Whose weights move in [0, 1], [1, 2] and [2, 3]: in the first two the layer behind is fitted to the hidden layer."""
+"""Which layer moves in [0, 1], [1, 2] and [2, 3]; in the first two the layer behind it is fitted."""
 
 
 class Figure5Preset(TrainedPreset):
@@ -207,7 +207,11 @@ def _mean(path: Table) -> Table:
 
 def _growth(worst: Table) -> Table:
     """Average over the pairs the rise of the error while each layer moves, against N over the narrow width."""
-    wanted = {"wide": "the wide layer moves", "narrow": "the narrow layer moves", "between": "between fits, any layer"}
+    wanted = {
+        "wide": "the wide layer moves",
+        "narrow": "the narrow layer moves",
+        "between": "between fits, any layer",
+    }
     found = []
     for name, words in wanted.items():
         for ratio in sorted({row["ratio"] for row in worst}):
@@ -273,10 +277,10 @@ def figures(tables: Tables) -> "Sequence[Figure]":
         curves(
             tables["growth"],
             id="growth",
-            title="What is lost grows once samples outnumber the neurons of the narrow layer",
+            title="What is lost, against how far samples outnumber the neurons of the narrow layer",
             caption=(
-                "Rise of the training error above the worse end, at its worst point, against N over the narrow width. "
-                "Between fits, weights are linear in t: near N = width the solutions at neighbouring t differ a lot."
+                "Rise of the training error above the worse end, at its worst point, against N over the narrow "
+                "width. Between fits weights are linear in t: near N = width solutions at neighbouring t differ a lot."
             ),
             x="ratio",
             y="rise",
@@ -335,8 +339,8 @@ RECIPE = Recipe(
     run=run,
     figures=figures,
     summary=(
-        "Moving one layer changes what the next one gets, and that one is fitted anew to give what it gave. On as many "
-        "samples as it has inputs it can do so exactly; on more it cannot, and the narrower the layer that moves, the "
-        "more is lost. The paper's claim is about the samples of the fit; other data lose most where the fit is exact."
+        "Moving one layer changes what the next one gets, and that one is fitted anew to give what it gave. On as "
+        "many samples as it has inputs it can do so exactly; on more it cannot, and the narrower the layer that moves, "
+        "the more is lost. The paper's claim is about the samples of the fit; on other data the exact fits are worst."
     ),
 )

@@ -3,9 +3,9 @@
 Counts as reproduced: independent networks do best, then ensembles with more layers of their own; the one that shares
 all but the last layer, a single net after averaging, is above a single network.
 
-The text names neither the network of the figure nor its data set, and of the numbers of own layers only 14 of VGG16's
-16; the code's example is VGG16. Every network takes the backbone's place in turn, up to a number of orders; accuracies
-are means over them.
+The text names neither the network of the figure nor its data set, and of the numbers of own layers only 14, with two
+common layers: VGG16's 16. Networks take the backbone's place in turn, up to a number of orders; accuracies are means
+over them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,7 +43,7 @@ class Figure7Preset(TrainedPreset):
     """VGG16 without norm and with dropout; a narrow one with four convolutions and two linear layers; or hidden
     layers of equal width, fully connected."""
     width: int = 64
-    """Width: of the first convolution (VGG16's is 64, later ones are wider in proportion), or of all hidden layers."""
+    """Of the first convolution (VGG16's is 64; later ones are wider in proportion), or of all hidden layers."""
     depth: int = 3
     """Hidden layers of "mlp"."""
     num_networks: int = 7
@@ -137,9 +137,7 @@ def _net(preset: Figure7Preset, task: Task) -> "nn.Module":
     if preset.network == "vgg16":
         return vgg16(width / 64, num_classes=task.num_classes, dropout=0.5)
     stages = ((width,), (2 * width,), (4 * width, 4 * width))
-    return VGG(
-        stages, (4 * width,), in_channels=shape[0], image_size=shape[-1], num_classes=task.num_classes
-    )
+    return VGG(stages, (4 * width,), in_channels=shape[0], image_size=shape[-1], num_classes=task.num_classes)
 
 
 def _singles(nets: "Sequence[nn.Module]", train: "Objective", test: "Objective") -> Table:
@@ -301,7 +299,7 @@ RECIPE = Recipe(
         ),
         Claim(
             "convex",
-            "Averaged last layers lose no more than the worst of the adjusted networks: ratio of training losses, less 1.",
+            "The net of averaged last layers loses no more than the worst adjusted network: ratio of losses, less 1.",
             "at most 0: the loss is convex",
             "at most 1e-6, for every backbone",
             lambda m: m <= 1e-6,
@@ -317,8 +315,8 @@ RECIPE = Recipe(
     run=run,
     figures=figures,
     summary=(
-        "Several networks share the first layers of one of them; the next layer of each is fitted to give, from these "
-        "features, what it gave in its own network. The averaged predictions come close to those of independent "
+        "Several networks share the first layers of one of them; the next layer of each is fitted to give, from "
+        "these features, what it gave in its own network. The averaged predictions come close to those of independent "
         "networks at a fraction of the cost, and with only the last layer apart they are those of a single net."
     ),
 )
