@@ -21,7 +21,14 @@ if TYPE_CHECKING:
     from thalweg.ensembles import output_ensemble as output_ensemble
     from thalweg.ensembles import wa_ensemble as wa_ensemble
     from thalweg.ensembles import weight_average as weight_average
+    from thalweg.matching.align import align as align
     from thalweg.objective import Objective as Objective
+    from thalweg.paths.decomposition import layer_barriers as layer_barriers
+    from thalweg.paths.methods import connect as connect
+    from thalweg.paths.pair import Pair as Pair
+    from thalweg.paths.panel import panel as panel
+    from thalweg.paths.profile import profile as profile
+    from thalweg.paths.widening import connectivity_width as connectivity_width
     from thalweg.probes.curvature import HessianOperator as HessianOperator
     from thalweg.probes.degeneracy import inertia as inertia
     from thalweg.probes.density import spectral_density as spectral_density
@@ -43,9 +50,13 @@ _HOMES = {
     "Ensemble": "thalweg.ensembles",
     "HessianOperator": "thalweg.probes",
     "Objective": "thalweg.objective",
+    "Pair": "thalweg.paths",
     "Space": "thalweg.space",
     "View": "thalweg.structure",
+    "align": "thalweg.matching",
     "catalogue": "thalweg.embeddings",
+    "connect": "thalweg.paths",
+    "connectivity_width": "thalweg.paths",
     "critical_subspace": "thalweg.embeddings",
     "deepen": "thalweg.embeddings",
     "eigenpairs": "thalweg.probes",
@@ -55,10 +66,13 @@ _HOMES = {
     "gradient_norm": "thalweg.probes",
     "hessian": "thalweg.probes",
     "inertia": "thalweg.probes",
+    "layer_barriers": "thalweg.paths",
     "merge": "thalweg.ensembles",
     "minimise": "thalweg.training",
     "output_ensemble": "thalweg.ensembles",
+    "panel": "thalweg.paths",
     "polish": "thalweg.training",
+    "profile": "thalweg.paths",
     "reduce": "thalweg.embeddings",
     "spectral_density": "thalweg.probes",
     "spectrum": "thalweg.probes",
@@ -74,10 +88,14 @@ __all__ = [
     "Ensemble",
     "HessianOperator",
     "Objective",
+    "Pair",
     "Space",
     "View",
     "__version__",
+    "align",
     "catalogue",
+    "connect",
+    "connectivity_width",
     "critical_subspace",
     "deepen",
     "eigenpairs",
@@ -87,10 +105,13 @@ __all__ = [
     "gradient_norm",
     "hessian",
     "inertia",
+    "layer_barriers",
     "merge",
     "minimise",
     "output_ensemble",
+    "panel",
     "polish",
+    "profile",
     "reduce",
     "spectral_density",
     "spectrum",

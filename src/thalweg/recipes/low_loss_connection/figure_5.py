@@ -57,7 +57,7 @@ PAPER = Figure5Preset()
 CPU = PAPER.model_copy(
     update={
         "num_train": 10_000,
-        "num_test": 5_000,
+        "num_test": 2_000,
         "image_size": 16,
         "epochs": 15,
         "learning_rate": 0.03,
@@ -280,7 +280,7 @@ def figures(tables: Tables) -> "Sequence[Figure]":
             title="What is lost, against how far samples outnumber the neurons of the narrow layer",
             caption=(
                 "Rise of the training error above the worse end, at its worst point, against N over the narrow "
-                "width. Between fits weights are linear in t: near N = width solutions at neighbouring t differ a lot."
+                "width. Between fits weights are linear in t: near N = width, solutions at near-by t differ a lot."
             ),
             x="ratio",
             y="rise",
@@ -340,7 +340,7 @@ RECIPE = Recipe(
     figures=figures,
     summary=(
         "Moving one layer changes what the next one gets, and that one is fitted anew to give what it gave. On as "
-        "many samples as it has inputs it can do so exactly; on more it cannot, and the narrower the layer that moves, "
-        "the more is lost. The paper's claim is about the samples of the fit; on other data the exact fits are worst."
+        "many samples as it has inputs it can do so exactly; on more it cannot, and the narrower the layer that "
+        "moves, the more is lost. The paper's claim is about the samples of the fit; on others exact fits are worst."
     ),
 )

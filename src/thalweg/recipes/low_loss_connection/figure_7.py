@@ -316,7 +316,7 @@ RECIPE = Recipe(
     figures=figures,
     summary=(
         "Several networks share the first layers of one of them; the next layer of each is fitted to give, from "
-        "these features, what it gave in its own network. The averaged predictions come close to those of independent "
-        "networks at a fraction of the cost, and with only the last layer apart they are those of a single net."
+        "these features, what it gave in its own network. The averaged predictions take a fraction of the cost of "
+        "independent networks; with only the last layer apart, averaged outputs are those of a single net."
     ),
 )

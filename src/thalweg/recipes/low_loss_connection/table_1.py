@@ -105,11 +105,11 @@ PAPER = Table1Preset()
 CPU = PAPER.model_copy(
     update={
         "num_networks": 3,
-        "epochs": 10,
+        "epochs": 6,
         "learning_rate": 0.05,
         "fit_samples": 10_000,
-        "curve_epochs": 10,
-        "num_flow_networks": 4,
+        "curve_epochs": 6,
+        "num_flow_networks": 3,
         "bijection_steps": 400,
         "bijection_batch_size": 256,
         "bijection_hidden": (128, 128),
