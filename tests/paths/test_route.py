@@ -168,3 +168,17 @@ def test_the_pair_leaves_the_users_modules_alone() -> None:
     pair = Pair.of(Objective(one, nn.CrossEntropyLoss(), data("batch norm")), one, two)
     adjusted(pair, pair.b, adjuster=Adjuster(pair), knots=2)
     assert all(torch.equal(before[n], t) for n, t in one.state_dict().items())
+
+
+def test_on_the_arc_of_the_last_layer_outputs_are_those_of_both_ends_up_to_a_common_shift() -> None:
+    pair = two_layer_pair(width=8, samples=50)
+    legs, _ = adjusted(pair, pair.b, "arc", adjuster=Adjuster(pair), knots=2)
+    inputs = next(iter(pair.objective.batches()))[0]
+
+    def outputs(s: float) -> Tensor:
+        found: Tensor = torch.func.functional_call(pair.objective.module, dict(legs[-1].parameters(s)), (inputs,))
+        return found - found.mean(1, keepdim=True)
+
+    for s in TIMES:
+        angle = np.pi * s / 2
+        torch.testing.assert_close(outputs(s), np.cos(angle) * outputs(0.0) + np.sin(angle) * outputs(1.0))

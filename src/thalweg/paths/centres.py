@@ -16,7 +16,9 @@ def centres(
     """Give the centre μ of each parameter: its mean over the units of both networks, in every unit's place.
 
     The units are those that the parameter makes; of one that makes none, those that it reads; of one that does
-    neither (an output bias), the midpoint of the two, entry by entry.
+    neither (an output bias), the midpoint of the two, entry by entry. Where none of the parameters makes units (the
+    last layer by itself), the units that it reads stand still, and its samples are its rows, biases included: all
+    outputs share the centre, which a softmax does not see.
 
     Args:
         view: the groups.
@@ -30,7 +32,10 @@ def centres(
     **Source:** Anokhin & Yarotsky 2020 (arXiv 2008.00741), section 3.1: μ is the mean of the distribution of
     units, here of both networks together, as in the authors' code.
     """
-    return {name: _centre(view, name, (one[name] + two[name]) / 2) for name in names}
+    middles = {name: (one[name] + two[name]) / 2 for name in names}
+    if all(role == "consumer" for name in names for role in view.members_of(name).values()):
+        return {name: m.mean(dim=0, keepdim=True).expand_as(m).contiguous() for name, m in middles.items()}
+    return {name: _centre(view, name, middle) for name, middle in middles.items()}
 
 
 def _centre(view: View, name: str, middle: Tensor) -> Tensor:
