@@ -11,6 +11,7 @@ from thalweg.objective import Objective
 from thalweg.paths.adjust import Adjuster
 from thalweg.paths.centres import centres
 from thalweg.paths.pair import Pair
+from thalweg.paths.path import Path
 from thalweg.paths.route import adjusted, butterfly, joint, path_of, simultaneous
 from thalweg.paths.stages import stages
 
@@ -79,9 +80,9 @@ def test_weight_adjustment_is_that_of_the_paper_by_pseudo_inverse() -> None:
 def test_adjustment_keeps_all_outputs_while_samples_are_no_more_than_units() -> None:
     """Figure 5's premise: with N ≤ width the readers give what they gave, exactly, at every knot."""
     pair = two_layer_pair(width=40, samples=20)
-    legs, target = adjusted(pair, pair.b, adjuster=Adjuster(pair), knots=4)
+    legs, _ = adjusted(pair, pair.b, adjuster=Adjuster(pair), knots=4)
     before = pair.objective.outputs(pair.theta_a)
-    path = path_of(pair, legs[:2], target)
+    path = Path(pair.objective.space, tuple(legs[:2]))
     for t in (0.0, 0.25, 0.5, 0.625, 0.75, 1.0):
         torch.testing.assert_close(pair.objective.outputs(path.at(t)), before, rtol=1e-6, atol=1e-6)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,21 +25,24 @@ class Adjuster:
     Args:
         pair: the networks and the samples.
         ridge: 0 for the paper's least squares, of least norm where it is not unique; else the prior-centred ridge.
+        inputs: the samples, one batch. Default: the pair's.
         fits: what was fitted, in order, for the record.
         jumps: weight -> the largest change between two neighbouring fits of a stage, over the norm of the weight.
     """
 
     pair: Pair
     ridge: float = 0.0
+    inputs: Any = None
     fits: list[Fit] = field(default_factory=list)
     jumps: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._module = batch_statistics(self.pair.objective.module)
+        self.inputs = self.pair.inputs if self.inputs is None else self.inputs
 
     def targets(self, state: State, names: frozenset[str]) -> dict[str, Tensor]:
         """Read the results of some linear maps, bias included, at a point."""
-        return captured(self._module, state, self.pair.inputs, makes=names)[1]
+        return captured(self._module, state, self.inputs, makes=names)[1]
 
     def fitted(
         self,
@@ -62,8 +66,8 @@ class Adjuster:
         found: dict[str, Tensor] = {}
 
         def handler(call: SiteCall) -> Tensor | None:
-            site = call.site
-            if site.weight not in targets:
+            site = self.pair.execution.site(call.site.weight)
+            if site is None or site.weight not in targets:
                 return None
             inputs = call.inputs if features is None else features(site.weight, call.inputs)
             wanted = targets[site.weight]
@@ -86,5 +90,5 @@ class Adjuster:
                 bias = found[site.bias] = fit.bias.to(call.weight)
             return call.apply(found[site.weight], bias)
 
-        run_with(self._module, state, self.pair.inputs, handler)
+        run_with(self._module, state, self.inputs, handler)
         return found

@@ -14,10 +14,9 @@ from torch import Tensor
 from thalweg.batching import Batch
 from thalweg.errors import ConfigError, ShapeError
 from thalweg.objective import Objective
-from thalweg.paths.descent import Descent
+from thalweg.paths.descent import Descent, training_batches
 from thalweg.paths.leg import Blend, BlendLeg, Leg, blend_leg
 from thalweg.paths.path import Path
-from thalweg.training.shuffling import shuffled_batches
 
 Schedule = Callable[[float], float]
 """The share of the training that is done, in [0, 1), -> the factor of the learning rate."""
@@ -143,7 +142,7 @@ def train_curve(  # noqa: PLR0913 - one training; each keyword is one of its set
     done = 0
     for epoch in range(epochs) if steps is None else count():
         total, first = 0.0, done
-        for batch in shuffled_batches(objective, batch_size, generator):
+        for batch in training_batches(objective, batch_size, generator):
             share = epoch / epochs if steps is None else done / steps
             t = float(torch.rand((), generator=generator, dtype=torch.float64))
             total += moving.step(batch, t, learning_rate * schedule(share), weight_decay)

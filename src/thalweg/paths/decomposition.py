@@ -82,7 +82,7 @@ def _loss(pair: Pair, parameters: Mapping[str, Tensor]) -> float:
 
 
 def _fitted(pair: Pair, target: State, middle: State, stage: Stage) -> dict[str, Tensor] | None:
-    site = pair.execution.site(f"{stage.label}.weight")
+    site = pair.execution.site(stage.weight or "")
     reads = site is not None and any(r != "producer" for r in pair.view.members_of(site.weight).values())
     if site is None or site.calls != 1 or not reads:
         return None

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from thalweg.batching import Batch
+from thalweg.batching import Batch, num_samples
+from thalweg.errors import DataError
 from thalweg.objective import Objective
 from thalweg.training.shuffling import shuffled_batches
 
@@ -41,7 +42,13 @@ class Descent:
         loss = self._loss(batch)
         if not loss.requires_grad:  # the loss does not depend on theta
             return loss.item(), [torch.zeros_like(view) for view in self.views]
-        return loss.item(), list(torch.autograd.grad(loss, self._leaves, materialize_grads=True))
+        slopes = list(torch.autograd.grad(loss, self._leaves, materialize_grads=True))
+        seen: set[int] = set()
+        for k, slope in enumerate(slopes):  # of p + q autograd gives one tensor twice
+            if slope.data_ptr() in seen or not slope.is_contiguous():
+                slopes[k] = slope.clone(memory_format=torch.contiguous_format)
+            seen.add(slopes[k].data_ptr())
+        return loss.item(), slopes
 
     def flat_slope(self, batch: Batch) -> tuple[float, Float[Tensor, " params"]]:
         """Give the same with the gradient as one vector."""
@@ -92,10 +99,27 @@ class Descent:
         return self._objective.reduced(_call(self._module, inputs), targets)
 
 
+def training_batches(objective: Objective, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
+    """Yield one pass of mini-batches; a last one of a single sample is left out where BatchNorm could not take it."""
+    has_norm = any(isinstance(part, _BatchNorm) for part in objective.module.modules())
+    place = 0
+    for place, batch in enumerate(shuffled_batches(objective, batch_size, generator)):
+        if has_norm and place and _count(batch) == 1:
+            return
+        yield batch
+
+
+def _count(batch: Batch) -> int:
+    try:
+        return num_samples(batch)
+    except DataError:
+        return 0
+
+
 def endless_batches(objective: Objective, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
     """Yield mini-batches, one pass over the data after another, each in a new order."""
     while True:
-        yield from shuffled_batches(objective, batch_size, generator)
+        yield from training_batches(objective, batch_size, generator)
 
 
 def _call(module: Any, inputs: Any) -> Any:

@@ -177,7 +177,8 @@ def fit_bijection(  # noqa: PLR0913 - one fit; each keyword is one of its settin
     rows = nets.rows[: len(thetas) - held_out].flatten(0, 1)
     unit_map = identity_map(group, rows, generator=generator, **options)  # type: ignore[arg-type]
     fitted_on, validated_on = range(len(thetas) - held_out), range(len(thetas))[-held_out:]
-    trials = [nets.pair(fitted_on, validated_on) for _ in range(_VALIDATION_PAIRS)]
+    others = validated_on if held_out >= 2 else fitted_on
+    trials = [nets.pair(others, validated_on) for _ in range(_VALIDATION_PAIRS)]
     data = next(shuffled_batches(objective, _VALIDATION_PAIRS * batch_size, generator))
     fit = _Fit(unit_map, learning_rate, lambda fitted: _mean_loss(nets, fitted, trials, data))
     fit.validate()

@@ -169,13 +169,19 @@ def blend_leg(
     blends: dict[str, Blend] = {}
     for name, first in start.items():
         last = end[name]
-        if first is last or (first.shape == last.shape and bool((first == last).all())):
+        if first is last or _is_same(first, last):
             fixed[name] = first
         elif centres is not None and name in centres:
             blends[name] = Blend("arc", (first, last, centres[name]))
         else:
             blends[name] = Blend("linear", (first, last))
     return BlendLeg(label, fixed, blends)
+
+
+def _is_same(first: Tensor, last: Tensor) -> bool:
+    """Say whether two tensors are the same to the bit; 0 and -0 are not."""
+    is_equal = first.shape == last.shape and bool((first == last).all())
+    return is_equal and bool((first.signbit() == last.signbit()).all())
 
 
 @dataclass(frozen=True)

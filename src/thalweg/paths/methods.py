@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -43,8 +43,11 @@ class Method:
         inner: how a layer's own weights move.
         schedule: all layers at once ("simultaneous"); one layer's units at a time ("butterfly"); with the next layer
             fitted all the way ("adjusted"); all at once, each fitted ("joint").
-        ridge: of the fits; 0 is the paper's least squares.
+        ridge: of the fits; 0 is the paper's least squares. "joint" needs one above 0.
         source: of the method.
+
+    Raises:
+        ConfigError: an unknown part, or a ridge that does not fit.
     """
 
     name: str
@@ -54,6 +57,18 @@ class Method:
     schedule: Schedule = "simultaneous"
     ridge: float = 0.0
     source: str = "anokhin2020lowloss"
+
+    def __post_init__(self) -> None:
+        for name, kinds in (("match", Match), ("inner", Inner), ("schedule", Schedule)):
+            if getattr(self, name) not in get_args(kinds):
+                raise ConfigError(
+                    f"Expected {name} to be one of {', '.join(get_args(kinds))}. Got {getattr(self, name)!r}. "
+                    "Choose one of them."
+                )
+        if not self.ridge >= 0 or (self.schedule == "joint" and self.ridge == 0):
+            raise ConfigError(
+                f"Expected a ridge of 0 or more, and above 0 for 'joint'. Got {self.ridge}. Take one such as {RIDGE}."
+            )
 
     @property
     def is_fitted(self) -> bool:
@@ -115,6 +130,9 @@ class Settings:
         rebasin_learning_rate: of its Adam.
         rebasin_batch_size: of its mini-batches.
         seed: of what is drawn.
+
+    Raises:
+        ConfigError: a number out of its range.
     """
 
     knots: int = KNOTS
@@ -125,6 +143,13 @@ class Settings:
     rebasin_learning_rate: float = 1e-3
     rebasin_batch_size: int = 256
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.knots < 1 or self.at_once < 1 or self.rebasin_steps < 1 or not 0 < self.slots < 1:
+            raise ConfigError(
+                f"Expected knots, at_once and rebasin_steps of 1 or more and slots within (0, 1). Got {self.knots}, "
+                f"{self.at_once}, {self.rebasin_steps} and {self.slots}. Leave them out for the defaults."
+            )
 
 
 @dataclass(frozen=True)
@@ -221,7 +246,11 @@ def connect(
     tell(0.0, f"{method.name}: matching")
     matcher, permutations = _ordered(pair, method, settings)
     target: State = permute(pair.view, pair.b, permutations) if permutations else pair.b
-    adjuster = Adjuster(pair, ridge=method.ridge)
+    few = first_samples(pair.inputs, pair.joint_samples) if method.schedule == "joint" else None
+    adjuster = Adjuster(pair, ridge=method.ridge, inputs=few)
+    if matcher is not None and method.schedule in ("simultaneous", "joint"):
+        for stage in stages(pair):
+            target = matcher(stage, pair.a, target)
     tell(0.2, f"{method.name}: the route")
     if method.schedule == "simultaneous":
         legs, target = simultaneous(pair, target, method.inner)
@@ -262,7 +291,8 @@ def _ordered(pair: Pair, method: Method, settings: Settings) -> tuple[Transport 
         if streams:
             whole = align(pair.view, pair.a, pair.b, by="weights", generator=generator).permutations
             known = matched_from_the_start(pair, whole)
-        return Transport(pair, with_outgoing=method.schedule == "butterfly", permutations=known), dict(known)
+        outgoing = method.schedule in ("butterfly", "simultaneous")
+        return Transport(pair, with_outgoing=outgoing, permutations=known), dict(known)
     if method.match == "activations":
         few = first_samples(pair.inputs, _ACTIVATION_SAMPLES)
         found = align(pair.view, pair.a, pair.b, by="activations", module=pair.objective.module, inputs=few)
@@ -340,6 +370,9 @@ def _notes(pair: Pair, adjuster: Adjuster, method: Method) -> tuple[str, ...]:
         notes.append(
             f"read moved units but are no linear maps that run once, and are not fitted: {', '.join(unfitted)}"
         )
+    if pair.objective._constants and pair.view.rejected:
+        held = ", ".join(pair.view.rejected)
+        notes.append(f"units that parameters which are not trained make or read keep their order: {held}")
     return tuple(notes)
 
 

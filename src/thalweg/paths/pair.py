@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from thalweg.batching import num_samples
 from thalweg.errors import CheckpointError, DataError, ShapeError
 from thalweg.objective import Objective
 from thalweg.structure import View, trace
@@ -41,6 +42,7 @@ class Pair:
         b: those of the second.
         inputs: the samples that fits are made on, one batch.
         execution: the linear maps of the network, in order.
+        sample_bytes: bytes of the results of all linear maps on one sample.
     """
 
     objective: Objective
@@ -49,6 +51,7 @@ class Pair:
     b: State
     inputs: Any
     execution: Execution
+    sample_bytes: int = 1
 
     @classmethod
     def of(
@@ -89,10 +92,18 @@ class Pair:
                 )
         few = first_samples(next(iter(objective.batches()))[0], 16)
         view = view or trace(objective.module, few)
-        run = execution(objective.module, few)
-        count = min(fit_samples, max(_FIT_BYTES // _largest_bytes(objective, run, few), _FEWEST))
+        held = [g.name for g in view.groups if any(m.tensor in objective._constants for m in g.members)]
+        view = view.without_groups(held) if held else view  # units that what is not trained makes or reads stay
+        run = execution(objective.module, few).restricted(objective.space.names)
+        sizes = _result_bytes(objective, run, few)
+        count = min(fit_samples, max(_FIT_BYTES // max(sizes), _FEWEST))
         inputs = _fit_inputs(objective, count, seed)
-        return cls(objective, view, states[0], states[1], inputs, run)
+        return cls(objective, view, states[0], states[1], inputs, run, sum(sizes))
+
+    @property
+    def joint_samples(self) -> int:
+        """How many samples the results of all linear maps may be held of at once."""
+        return max(2 * _FIT_BYTES // self.sample_bytes, _FEWEST)
 
     @property
     def theta_a(self) -> Float[Tensor, " params"]:
@@ -138,10 +149,17 @@ def _settled(objective: Objective, source: nn.Module | State, word: str) -> dict
     if isinstance(source, nn.Module):
         source = {**dict(source.named_parameters()), **dict(source.named_buffers())}
     own = {**dict(objective.module.named_parameters()), **dict(objective.module.named_buffers())}
+    stored = set(objective.module.state_dict())
+    strangers = sorted(set(source) - stored - set(own))
+    if strangers:
+        raise ShapeError(
+            f"Expected the names of the module in the {word} network. Got {', '.join(strangers[:3])} besides"
+            f"{' and more' if len(strangers) > 3 else ''}. Connect two networks of one architecture."
+        )
     state = {}
     for name, tensor in own.items():
         if name not in source:
-            if name in objective.space.names:
+            if name in stored:
                 raise ShapeError(
                     f"Expected {name!r} in the {word} network. Got none. Connect two networks of one architecture."
                 )
@@ -164,23 +182,18 @@ def _settled(objective: Objective, source: nn.Module | State, word: str) -> dict
 def _fit_inputs(objective: Objective, count: int, seed: int) -> Any:
     total = objective.num_samples()
     if total is None:
-        from thalweg.batching import drawn
-
-        batches = list(objective.batches())
-        total = sum(len(targets) for _, targets in batches)
-        generator = torch.Generator().manual_seed(seed)
-        return drawn(batches, min(count, total), generator)[0]
+        total = sum(num_samples(batch) for batch in objective.batches())
     if total < 1 or count < 1:
         raise DataError(f"Expected at least one sample to fit on. Got {min(total, count)}. Give more.")
     return next(iter(objective.sample(min(count, total), seed).batches()))[0]
 
 
-def _largest_bytes(objective: Objective, run: Execution, few: Any) -> int:
-    """Bytes of the largest result of a linear map, for each sample."""
+def _result_bytes(objective: Objective, run: Execution, few: Any) -> list[int]:
+    """Bytes of the result of each linear map, for each sample."""
     names = [site.weight for site in run.sites]
     state = {**dict(objective.module.named_parameters()), **dict(objective.module.named_buffers())}
     results = captured(objective.module, state, few, makes=names)[1].values()
-    return max((r.numel() * r.element_size() // max(len(r), 1) for r in results), default=1) or 1
+    return [max(r.numel() * r.element_size() // max(len(r), 1), 1) for r in results] or [1]
 
 
 def first_samples(inputs: Any, count: int) -> Any:

@@ -186,7 +186,7 @@ def _squared_chords(blend: Blend, times: Sequence[float]) -> Tensor:
     rows = torch.stack([term - first for term in rest])
     shares = torch.tensor([blend.coefficients(s)[1:] for s in times], dtype=torch.float64)
     steps = shares[1:] - shares[:-1]
-    squares: Tensor = ((steps @ (rows @ rows.T)) * steps).sum(1)
+    squares: Tensor = ((steps @ (rows @ rows.T).cpu()) * steps).sum(1)
     return squares
 
 

@@ -22,6 +22,10 @@ _KEPT_BYTES = 2**28
 that something that moves is made from. Chosen by us."""
 
 
+_MOST_BYTES = 2**30
+"""Results that rest are held while a batch is recorded; beyond this much the batch is evaluated in full. Ours."""
+
+
 class CannotReplayError(Exception):
     """An operation is not the one recorded, or writes where a record would not see it."""
 
@@ -60,6 +64,8 @@ class Recording(TorchFunctionMode):
         terms: of linear maps on this batch.
         num_runs: how many runs the record is for.
         before: entries of the leg before on the same batch, to be given again where they still hold.
+        known: identities of the tensors that rest besides: inputs, constants of the module. Any other tensor that no
+            recorded operation made (a scripted function's result) cannot be told from one that moves.
     """
 
     def __init__(
@@ -71,8 +77,10 @@ class Recording(TorchFunctionMode):
         terms: Terms,
         num_runs: int,
         before: list[Entry],
+        known: frozenset[int],
     ) -> None:
         super().__init__()
+        self._known, self._bytes = set(known), 0
         self.entries: list[Entry] = []
         self._names = {id(value): name for name, value in state.items()}
         self._state, self._blends, self._terms = state, blends, terms
@@ -85,6 +93,8 @@ class Recording(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if not all(id(t) in self._known or id(t) in self._names or id(t) in self._moved for t in tensors):
+            raise CannotReplayError("a tensor comes from an operation that cannot be seen")
         moves = any(id(tensor) in self._moved for tensor in tensors)
         states = tuple(id(x) for x in tensors if id(x) in self._names and id(x) not in self._sinks)
         given = self._given_again(func, states) if not moves else None
@@ -188,6 +198,12 @@ class Recording(TorchFunctionMode):
 
     def _append(self, entry: Entry) -> Entry:
         self.entries.append(entry)
+        for leaf in tree_leaves(entry.value) if entry.rests else ():
+            if isinstance(leaf, Tensor):
+                self._bytes += leaf.nbytes if id(leaf) not in self._known else 0
+                self._known.add(id(leaf))
+        if self._bytes > _MOST_BYTES:
+            raise CannotReplayError("what rests is too large to be kept")
         return entry
 
     def _drop(self) -> None:

@@ -61,6 +61,9 @@ class Reuse:
 
     def __init__(self, runner: Runner, *, is_wanted: bool = True) -> None:
         self._runner, self._is_wanted = runner, is_wanted
+        self._constants = [
+            t for part in runner.module.modules() for t in vars(part).values() if isinstance(t, Tensor)
+        ]
         self._checked: set[tuple[frozenset[str], frozenset[str]]] = set()
         self._refused: dict[tuple[frozenset[str], frozenset[str]], str] = {}
         self._rows: dict[tuple[int, ...], Tensor] = {}
@@ -161,14 +164,15 @@ class Reuse:
         if len(group.spots) < 2:
             return "" if kind in self._checked and kind not in self._refused else "one point"
         if kind not in self._checked and kind not in self._refused:
-            reason = self._check(group, inputs, filled)
-            self._checked.add(kind)
+            reason, is_telling = self._check(group, inputs, filled)
+            if is_telling:
+                self._checked.add(kind)
             if reason:
                 self._refused[kind] = reason
         return self._refused.get(kind, "")
 
-    def _check(self, group: Group, inputs: Any, filled: frozenset[str]) -> str:
-        """Compare with the plain way at two points; give what is wrong."""
+    def _check(self, group: Group, inputs: Any, filled: frozenset[str]) -> tuple[str, bool]:
+        """Compare with the plain way at two points; give what is wrong, and whether outputs differed at all."""
         terms, inputs = Terms(self._rows), _few(inputs)
         middle = max(1, len(group.spots) // 2)
         trial = Group(
@@ -178,25 +182,26 @@ class Reuse:
             [{n: b.clone() if n in filled else b for n, b in group.buffers[k].items()} for k in (0, middle)],
             group.moving,
         )
-        entries = self._entries
+        entries, plainly = self._entries, []
         try:
             for place in (0, 1):
                 plain = {n: b.clone() if n in filled else b for n, b in trial.state(place).items()}
                 expected = self._runner.run(plain, inputs, filled=filled)
+                plainly.append(expected)
                 if place == 0:
                     found = self._record(trial, place, inputs, filled, terms, len(group.spots))
                 else:
                     found = self._replay(trial, place, inputs, terms)
                 written = [[state[name] for name in sorted(filled)] for state in (trial.buffers[place], plain)]
                 if not agree([found, written[0]], [expected, written[1]]):
-                    return "replayed outputs differ"
+                    return "replayed outputs differ", True
         except CannotReplayError as error:
-            return str(error)
+            return str(error), True
         except RuntimeError as error:  # whatever an operation says of a tensor that only has a shape
-            return f"it fails: {str(error).partition(chr(10))[0][:80]}"
+            return f"it fails: {str(error).partition(chr(10))[0][:80]}", True
         finally:
             self._entries = entries
-        return ""
+        return "", not agree(plainly[:1], plainly[1:])
 
     def _record(
         self,
@@ -211,7 +216,9 @@ class Reuse:
         state = group.state(place)
         blends = group.stretch.blends or {}
         runs = num_runs or len(group.spots)
-        recording = Recording(state, blends, group.moving, filled, terms, runs, self._entries)
+        leaves = (*tree_leaves(inputs), *self._constants)
+        known = frozenset(id(leaf) for leaf in leaves if isinstance(leaf, Tensor))
+        recording = Recording(state, blends, group.moving, filled, terms, runs, self._entries, known)
         with recording:
             outputs = self._runner.call(state, inputs)
         self._idle = recording.finish(outputs)

@@ -3,13 +3,15 @@
 Each route is made of an inner connector, which moves a layer's own weights along a line or an arc, and a schedule.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from thalweg.errors import StructureError
 from thalweg.paths.adjust import Adjuster
 from thalweg.paths.centres import centres
 from thalweg.paths.leg import Blend, BlendLeg, Leg, blend_leg
@@ -169,7 +171,7 @@ class _Route:
         fits: list[dict[str, Tensor]] = []
         for s in _times(knots):
             at = {**self.current, **leg.parameters(s)}
-            wanted = {n: torch.lerp(here[n], there[n], s) if arriving else here[n] for n in here}
+            wanted = Between(here, there, s) if arriving else here
             fits.append(adjuster.fitted(at, wanted, prior={**self.current, **_straight(self.current, end, s)}))
         fits[0] = {n: self.current[n] for n in fits[0]}
         if arriving:
@@ -237,13 +239,37 @@ def joint(
     fits: list[dict[str, Tensor]] = []
     for s in _times(knots):
         at = {**pair.a, **leg.parameters(s)}
-        fits.append(adjuster.fitted(at, {n: torch.lerp(here[n], there[n], s) for n in here}))
+        fits.append(adjuster.fitted(at, Between(here, there, s)))
     fits[0] = {n: pair.a[n] for n in fits[0]}
     fits[-1] = {n: target[n] for n in fits[-1]}
     knotted = {n: Blend("knots", tuple(fit[n] for fit in fits), _times(knots)) for n in fits[0]}
     fixed = {n: t for n, t in leg.fixed.items() if n not in knotted}
     blends = {**{n: b for n, b in leg.blends.items() if n not in knotted}, **knotted}
     return [BlendLeg("all layers, fitted", fixed, blends)], target
+
+
+@dataclass(frozen=True)
+class Between(Mapping[str, Tensor]):
+    """(1-s)·one + s·two, tensor by tensor, made when it is asked for.
+
+    Args:
+        one: at s = 0.
+        two: at s = 1.
+        s: where between.
+    """
+
+    one: Mapping[str, Tensor]
+    two: Mapping[str, Tensor]
+    s: float
+
+    def __getitem__(self, name: str) -> Tensor:
+        return torch.lerp(self.one[name], self.two[name], self.s)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.one)
+
+    def __len__(self) -> int:
+        return len(self.one)
 
 
 def path_of(pair: Pair, legs: list[Leg], target: State) -> Path:
@@ -256,9 +282,20 @@ def path_of(pair: Pair, legs: list[Leg], target: State) -> Path:
 
     Returns:
         The path, with the buffers of both ends.
+
+    Raises:
+        StructureError: the route does not end where it should.
     """
     if not legs:  # both networks are the same
         legs = [BlendLeg("nothing moves", pair.trained(pair.a), {})]
+    for leg, s, wanted in ((legs[0], 0.0, pair.a), (legs[-1], 1.0, target)):
+        found = leg.parameters(s)
+        wrong = [n for n in pair.objective.space.names if not torch.equal(found[n], wanted[n])]
+        if wrong:
+            raise StructureError(
+                f"Expected a route from A to B. Got another {wrong[0]!r} at {'its end' if s else 'its start'}: "
+                "it is used in ways that this schedule does not follow. Take another method."
+            )
     return Path(pair.objective.space, tuple(legs), (), pair.buffers(pair.a), pair.buffers(target))
 
 

@@ -12,6 +12,7 @@ class Stage:
 
     Args:
         label: the layer, by its weight.
+        weight: the weight of its linear map; None if it has none.
         names: parameters that move.
         makes: groups whose units they make.
         readers: weights of the linear maps of later stages that read these units and can be fitted.
@@ -19,6 +20,7 @@ class Stage:
     """
 
     label: str
+    weight: str | None
     names: tuple[str, ...]
     makes: tuple[str, ...]
     readers: tuple[str, ...]
@@ -56,8 +58,9 @@ def stages(pair: Pair) -> tuple[Stage, ...]:
         makes = tuple(dict.fromkeys(g for n in names for g in _made(pair, n)))
         reading = [n for n in used if n in later and set(makes) & set(_read(pair, n))]
         fitted = tuple(n for n in reading if n in sites and sites[n].calls == 1)
-        label = next((n for n in names if n in sites), names[0]).removesuffix(".weight")
-        found.append(Stage(label, tuple(names), makes, fitted, tuple(n for n in reading if n not in fitted)))
+        weight = next((n for n in names if n in sites), None)
+        label = (weight or names[0]).removesuffix(".weight")
+        found.append(Stage(label, weight, tuple(names), makes, fitted, tuple(n for n in reading if n not in fitted)))
     return tuple(found)
 
 

@@ -61,6 +61,7 @@ class Statistics:
         self._names = [f"{layer}.{part}" if layer else part for layer in runner.norms for part in _PARTS]
         self._choice = choice
         self._used = 0
+        self._drawn: list[tuple[float, Batch]] = []
 
     @property
     def in_words(self) -> str:
@@ -109,6 +110,11 @@ class Statistics:
 
     def _batches(self) -> Iterator[tuple[float, Batch]]:
         """Yield the first batches, with their samples, until there are enough; the last is cut where it can be."""
+        if not self._drawn:  # read once: a loader that shuffles would give others on every pass
+            self._drawn = list(self._read())
+        yield from self._drawn
+
+    def _read(self) -> Iterator[tuple[float, Batch]]:
         self._used = 0
         for whole in self._objective.batches():
             batch = whole

@@ -22,6 +22,8 @@ from thalweg.paths.path import Path
 Progress = Callable[[int, float], None]
 
 _EXCESS = 0.1
+# Samples at once where losses are measured on all data. Chosen by us.
+_MEASURED_AT_ONCE = 500
 """A segment gets an image where its loss exceeds the chord by this share of the whole profile's range. AutoNEB's."""
 
 
@@ -168,6 +170,7 @@ class _String:
         inner = [torch.lerp(ends[0], ends[1], position) for position in self._positions[1:-1]]
         self._points = torch.stack([ends[0], *inner, ends[1]])
         self._velocity = torch.zeros_like(self._points[1:-1])
+        self._measured_on = objective.recut(self._points[0], _MEASURED_AT_ONCE)
 
     def step(self, batch: Batch, rate: float) -> bool:
         """Move the images by one mini-batch and put them back to their places; False if a loss is not finite."""
@@ -208,7 +211,7 @@ class _String:
             segment, within = divmod(number, between + 1)
             upper = min(segment + 1, len(self._points) - 1)
             torch.lerp(self._points[segment], self._points[upper], within / (between + 1), out=self._descent.theta)
-            losses.append(self._descent.measured(self._objective.weighted_batches()))
+            losses.append(self._descent.measured(self._measured_on.weighted_batches()))
         return losses, [*places, 1.0]
 
     def insert(self, losses: Sequence[float], places: Sequence[float], most: int) -> int:

@@ -2,17 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from thalweg.embeddings.surgery import resized_module
 from thalweg.errors import ConfigError, StructureError
 from thalweg.matching.units import unit_rows
 from thalweg.objective import Objective
 from thalweg.paths.leg import blend_leg
-from thalweg.paths.pair import Pair, State
+from thalweg.paths.pair import Pair, State, first_samples
 from thalweg.paths.path import Path
 from thalweg.paths.profile import profile
 from thalweg.structure import View
@@ -150,7 +152,7 @@ def _own_units(pair: Pair, target: State, share: float) -> dict[str, IntArray]:
             continue
         ours, theirs = (unit_rows(pair.view, group, state, "butterfly") for state in (pair.a, target))
         far = (ours - theirs).square().sum(1).argsort(descending=True, stable=True)
-        found[group.name] = np.sort(far[: round(share * group.size)].numpy()).astype(np.int64)
+        found[group.name] = np.sort(far[: round(share * group.size)].cpu().numpy()).astype(np.int64)
     if not found:
         raise StructureError(
             "Expected a group whose units can be added one by one. Got none. See `thalweg view` for what holds them."
@@ -206,12 +208,12 @@ def _sized(tree: Tree, marks: Mapping[str, np.ndarray]) -> Tree:
 
 def _require_the_same(pair: Pair, target: State, wide: Objective, path: Path) -> None:
     """Hold both ends against the networks themselves on a batch."""
-    inputs = next(iter(wide.batches()))[0]
+    inputs = first_samples(next(iter(wide.batches()))[0], 16)
     tolerance = 1e3 * torch.finfo(wide.dtype).eps
     for t, state, buffers in ((0.0, pair.a, path.start_buffers), (1.0, target, path.end_buffers)):
         with torch.no_grad():
-            ours = torch.func.functional_call(wide.module, {**path.parameters(t), **buffers}, _arguments(inputs))
-            theirs = torch.func.functional_call(pair.objective.module, dict(state), _arguments(inputs))
+            ours = _floats(_called(wide.module, {**path.parameters(t), **buffers}, inputs))
+            theirs = _floats(_called(pair.objective.module, state, inputs))
         change = float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-30))
         if not change <= tolerance:
             raise StructureError(
@@ -220,5 +222,13 @@ def _require_the_same(pair: Pair, target: State, wide: Objective, path: Path) ->
             )
 
 
-def _arguments(inputs: object) -> tuple[object, ...]:
-    return inputs if isinstance(inputs, tuple) else (inputs,)
+def _called(module: nn.Module, state: State, inputs: Any) -> Any:
+    args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
+    arguments = args if isinstance(args, tuple) else (args,)
+    return torch.func.functional_call(module, {n: t.clone() for n, t in state.items()}, arguments, kwargs)
+
+
+def _floats(outputs: Any) -> Tensor:
+    """Join what a module gives into one vector."""
+    found = [t.reshape(-1) for t in tree_leaves(outputs) if isinstance(t, Tensor) and t.is_floating_point()]
+    return torch.cat(found)

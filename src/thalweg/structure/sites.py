@@ -6,7 +6,7 @@ torch's `multi_head_attention_forward` are part of one operation and no sites.
 """
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -39,8 +39,8 @@ class Site:
         bias: name of the parameter that is its bias; None without one.
         kernel_dims: 0 for a linear layer, 1 to 3 for a convolution.
         options: stride, padding, dilation and groups of a convolution, as the call gave them.
-        calls: how often one forward pass applies it.
-        has_foreign_bias: a bias is added that is no parameter of the space.
+        calls: how often one forward pass uses the weight, in this map or in any other operation.
+        has_foreign_bias: a bias is added that is not this map's alone: no parameter, or one that other maps use.
     """
 
     weight: str
@@ -92,6 +92,7 @@ class _Interception(TorchFunctionMode):
         self._handler = handler
         self.found: dict[str, Site] = {}
         self.order: dict[str, None] = {}
+        self.uses: dict[str, int] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -101,7 +102,21 @@ class _Interception(TorchFunctionMode):
             replaced = self._handler(call)
             if replaced is not None:
                 return replaced
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if any(isinstance(leaf, Tensor) for leaf in tree_leaves(result)):  # not a shape, a dtype, …
+            for name in {self._names[id(t)] for t in tree_leaves((args, kwargs)) if id(t) in self._names}:
+                self.uses[name] = self.uses.get(name, 0) + 1
+        return result
+
+    def settled(self) -> tuple[Site, ...]:
+        """Give the sites, knowing every use of their weights and biases."""
+        found = []
+        for site in self.found.values():
+            shared = site.bias is not None and self.uses.get(site.bias, 1) > 1
+            calls = max(site.calls, self.uses.get(site.weight, 1))
+            site = replace(site, calls=calls)  # noqa: PLW2901 - the same site, settled
+            found.append(replace(site, bias=None, has_foreign_bias=True) if shared else site)
+        return tuple(found)
 
     def _note(self, args: Any, kwargs: Any) -> None:
         for leaf in tree_leaves((args, kwargs)):
@@ -145,6 +160,18 @@ class Execution:
         """Find the site of a weight; None if the weight is applied in another way."""
         return next((s for s in self.sites if s.weight == weight), None)
 
+    def restricted(self, names: Collection[str]) -> "Execution":
+        """Give the same where only some parameters may change: other biases count as foreign.
+
+        Args:
+            names: the parameters that may change.
+        """
+        sites = [
+            s if s.bias is None or s.bias in names else replace(s, bias=None, has_foreign_bias=True)
+            for s in self.sites
+        ]
+        return replace(self, sites=tuple(sites))
+
 
 def execution(module: nn.Module, inputs: Any) -> Execution:
     """Run a module once, in the mode in which it is, and list the linear maps that it applies.
@@ -163,7 +190,7 @@ def execution(module: nn.Module, inputs: Any) -> Execution:
     """
     state: dict[str, Tensor] = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     mode = _run(module, state, inputs, None)[1]
-    return Execution(tuple(mode.found.values()), tuple(mode.order))
+    return Execution(mode.settled(), tuple(mode.order))
 
 
 def run_with(module: nn.Module, state: Mapping[str, Tensor], inputs: Any, handler: Handler) -> Any:

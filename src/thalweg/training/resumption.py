@@ -60,7 +60,7 @@ class Randomness:
 
     def _generators(self) -> list[torch.Generator]:
         on_devices = [torch.cuda.default_generators[index] for index in self._indices]
-        return [torch.random.default_generator, *on_devices]
+        return [torch.default_generator, *on_devices]
 
 
 class KeptFile:
@@ -134,7 +134,7 @@ def landscape_name(objective: Objective, theta: Tensor, settings: Iterable[Any])
             break
     for tensor in tensors:
         digest.update(repr((tensor.dtype, tuple(tensor.shape))).encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
