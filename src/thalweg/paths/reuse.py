@@ -61,9 +61,8 @@ class Reuse:
 
     def __init__(self, runner: Runner, *, is_wanted: bool = True) -> None:
         self._runner, self._is_wanted = runner, is_wanted
-        self._constants = [
-            t for part in runner.module.modules() for t in vars(part).values() if isinstance(t, Tensor)
-        ]
+        kept = [value for part in runner.module.modules() for value in vars(part).values()]
+        self._constants = [t for t in (*kept, *runner.module.parameters()) if isinstance(t, Tensor)]
         self._checked: set[tuple[frozenset[str], frozenset[str]]] = set()
         self._refused: dict[tuple[frozenset[str], frozenset[str]], str] = {}
         self._rows: dict[tuple[int, ...], Tensor] = {}
