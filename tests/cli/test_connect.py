@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tests.cli.user import user_folder
 from torch import nn
 
@@ -230,6 +231,28 @@ def test_paths_are_written_as_asked_and_those_of_other_runs_go(capsys):
     assert [p.name for p in Path("here").glob("path-*")] == ["path-linear.safetensors"]
     connected(f"{words} --save none --force", capsys)
     assert not list(Path("here").glob("path-*"))
+
+
+@pytest.mark.usefixtures("plain_page")
+def test_files_of_the_users_stay_whatever_their_names_are(capsys):
+    Path("here").mkdir()
+    for name in "ab":
+        save_file(states()[name], f"here/path-{name}.safetensors")
+    save_file(states()["a"], "here/path-mine.safetensors")
+    words = "connect here/path-a.safetensors here/path-b.safetensors --model own.py:net --data own.py:pair"
+    words = f"{words} --points 5 --methods linear,arc --out here"
+    connected(f"{words} --save arc", capsys)
+    connected(f"{words} --save linear --force", capsys)
+    found = {p.name for p in Path("here").glob("path-*.safetensors")}
+    assert found == {f"path-{name}.safetensors" for name in ("a", "b", "mine", "linear")}
+    save_file(states()["a"], "here/path-arc.safetensors")
+    for change in ("--save arc --force", "--save all --force"):  # no path over one of the checkpoints
+        line = f"{words} {change}".replace("here/path-a.", "here/path-arc.").split()
+        assert (main(line), "Expected results apart from A and B" in capsys.readouterr().err) == (2, True)
+    for left in ("panel.json", "profiles.csv", "report.html"):
+        Path("here", left).unlink()
+    assert main(f"{words} --save arc".split()) == 2
+    assert "Got here/path-arc.safetensors. Use --force" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("plain_page")

@@ -26,6 +26,9 @@ def own_files(user_folder):
     Path("empty.pt").touch()
     Path("full").mkdir()
     Path("full/report.html").write_text("mine")
+    for number, file in enumerate(("panel.json", "profiles.csv")):
+        Path(f"full-{number}").mkdir()
+        Path(f"full-{number}", file).write_text("mine")
     Path("taken").write_text("a file")
     yield
     sys.modules.pop("own", None)
@@ -42,6 +45,8 @@ def own_files(user_folder):
         ("--flow none.safetensors", "none.safetensors"),
         ("--flow a.pt", "Expected a map of units"),
         ("--out full", "Use --force"),
+        ("--out full-0", "which has a panel.json. Use --force"),
+        ("--out full-1", "which has a profiles.csv. Use --force"),
         ("--out taken", "Expected a folder that can be written"),
         ("--device gpu", "Expected a device"),
         ("--split test", "which has no test"),

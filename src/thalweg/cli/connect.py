@@ -107,6 +107,9 @@ def connect(  # noqa: PLR0913, PLR0917 - one argument per option of the command 
         string_steps=string_steps,
         seed=seed,
     )
+    from thalweg.cli.connect_rows import load_couple, measured, require_free_paths, written_paths
+
+    require_free_paths(folder, wishes, (a, b), force=force)
     landscape = load_landscape(
         data,
         data_root=data_root,
@@ -118,8 +121,6 @@ def connect(  # noqa: PLR0913, PLR0917 - one argument per option of the command 
         loss=loss,
         with_test=True,
     )
-    from thalweg.cli.connect_rows import load_couple, measured, written_paths
-
     built = {"model": model, "net": net, "arguments": arguments, "trust_pickle": trust_pickle}
     couple = load_couple((a, b), landscape, wishes, place, built)
     make_folder(folder)
@@ -129,7 +130,7 @@ def connect(  # noqa: PLR0913, PLR0917 - one argument per option of the command 
         from thalweg.cli.connect_apart import taken_apart
 
         record["apart"] = taken_apart(couple, seed, Parts(folder / "parts"))
-    files = written_paths(couple, wishes, rows, record["best"], folder)
+    files = written_paths(couple, wishes, rows, record["best"], folder, (a, b))
     record |= {"files": _files(folder, files), "device": place, "command": shlex.join(["thalweg", *sys.argv[1:]])}
     record |= {"started": started.isoformat(timespec="seconds"), "seconds": round(elapsed(), 3)}
     _write(folder, plain(record))
@@ -143,9 +144,10 @@ def free_folder(out: Path | None, a: Path, b: Path, *, force: bool) -> Path:
         ConfigError: there are results in it already.
     """
     folder = out or Path(f"{a.stem}-to-{b.stem}-connection")
-    if (folder / REPORT).exists() and not force:
+    there = [file for file in (REPORT, *_NAMES.values()) if (folder / file).exists()]
+    if there and not force:
         raise ConfigError(
-            f"Expected a folder without results. Got {folder}, which has a {REPORT}. Use --force to overwrite it; "
+            f"Expected a folder without results. Got {folder}, which has a {there[0]}. Use --force to overwrite it; "
             "what was measured is not measured again."
         )
     return folder

@@ -1,6 +1,7 @@
 """Two checkpoints as a pair, and one row for each method, kept on disk as soon as it is measured."""
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from thalweg.cli.landscape import Landscape, objective_on
 from thalweg.cli.network import load_network
 from thalweg.cli.parts import Parts, Value, digest
 from thalweg.cli.snapshots import _identity, example_from
-from thalweg.errors import CheckpointError, NumericalError
+from thalweg.errors import CheckpointError, ConfigError, NumericalError
 from thalweg.lab.files import unwritable
 from thalweg.lab.plain import canonical
 from thalweg.lab.progress import Progress, shown_progress
@@ -252,10 +253,29 @@ def row_values(row: "PanelRow") -> Value:
     }
 
 
+def require_free_paths(folder: Path, wishes: Wishes, inputs: Sequence[Path], *, force: bool) -> None:
+    """See that no path would take the place of a file of the user's, before any work is done.
+
+    Raises:
+        ConfigError: a path would be written over a checkpoint, or over a file that no earlier run lists.
+    """
+    known = _listed(folder)
+    for name in wishes.methods if wishes.save is None else wishes.save:
+        target = folder / _PATH.format(name)
+        if not target.exists() or name in wishes.flows:
+            continue
+        if _is_among(target, inputs):
+            raise ConfigError(f"Expected results apart from A and B. Got {target} for a path. Choose another --out.")
+        if target.name not in known and not force:
+            raise ConfigError(
+                f"Expected a folder without other files for paths. Got {target}. Use --force to overwrite it."
+            )
+
+
 def written_paths(
-    couple: Couple, wishes: Wishes, rows: Sequence[Value], best: str | None, folder: Path
+    couple: Couple, wishes: Wishes, rows: Sequence[Value], best: str | None, folder: Path, inputs: Sequence[Path] = ()
 ) -> dict[str, Path]:
-    """Write the paths that were asked for; those of other runs in the folder are removed.
+    """Write the paths that were asked for; those that an earlier run wrote there, by its panel.json, are removed.
 
     A path through a map of units is not written: it is the map's file and the two checkpoints.
 
@@ -265,6 +285,7 @@ def written_paths(
         rows: what was measured.
         best: the best method.
         folder: of the results.
+        inputs: files that stay, whatever their names are.
 
     Returns:
         The file of each method whose path was written.
@@ -283,9 +304,22 @@ def written_paths(
         _publish(source, target)
         found[str(name)] = target
     for other in folder.glob(_PATH.format("*")):
-        if other not in found.values():
+        if other.name in _listed(folder) and other not in found.values() and not _is_among(other, inputs):
             other.unlink()
     return found
+
+
+def _listed(folder: Path) -> set[str]:
+    """Name the paths that an earlier run wrote into the folder; none where it says nothing of them."""
+    try:
+        found = json.loads((folder / "panel.json").read_bytes())["files"]["paths"].values()
+        return {Path(path).name for path in found}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not there, or not ours
+        return set()
+
+
+def _is_among(file: Path, others: Sequence[Path]) -> bool:
+    return any(other.exists() and file.samefile(other) for other in others)
 
 
 def _panel_connection(couple: Couple, wishes: Wishes, name: str) -> "Way":

@@ -27,6 +27,7 @@ class Adjuster:
         ridge: 0 for the paper's least squares, of least norm where it is not unique; else the prior-centred ridge.
         inputs: the samples, one batch. Default: the pair's.
         fits: what was fitted, in order, for the record.
+        growth: weight -> the largest norm of a fit, over the norm of the weight before.
         jumps: weight -> the largest change between two neighbouring fits of a stage, over the norm of the weight.
     """
 
@@ -35,6 +36,7 @@ class Adjuster:
     inputs: Any = None
     fits: list[Fit] = field(default_factory=list)
     jumps: dict[str, float] = field(default_factory=dict)
+    growth: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._module = batch_statistics(self.pair.objective.module)
@@ -85,6 +87,8 @@ class Adjuster:
             )
             self.fits.append(fit)
             found[site.weight] = fit.weight.to(call.weight)
+            ratio = float(found[site.weight].norm() / call.weight.norm().clamp(min=1e-30))
+            self.growth[site.weight] = max(ratio, self.growth.get(site.weight, 0.0))
             bias = call.bias
             if site.bias is not None and fit.bias is not None:
                 bias = found[site.bias] = fit.bias.to(call.weight)

@@ -25,8 +25,8 @@ Match = Literal["none", "transport", "weights", "activations", "straight through
 Permutation = Literal["free_slots", "swaps", "reflections"]
 Progress = Callable[[float, str], None]
 
-_FAR = 2.0
-"""Change between two neighbouring fits, over the norm of the layer, from which a note is made. Chosen by us."""
+_FAR, _LARGE = 2.0, 10.0
+"""Change between neighbouring fits, and growth by a fit, over the layer's norm, from which a note is made. Ours."""
 
 _ACTIVATION_SAMPLES = 1_000
 """Samples whose activations units are matched by, held at once. Chosen by us: a few hundred do."""
@@ -82,11 +82,16 @@ METHODS: Mapping[str, Method] = {
     for m in (
         Method("linear", "a straight line"),
         Method("arc", "an arc about the mean of all units", inner="arc"),
-        Method("linear+butterfly", "one layer's units at a time, on lines", schedule="butterfly"),
-        Method("arc+butterfly", "one layer's units at a time, on arcs", inner="arc", schedule="butterfly"),
+        Method("linear+butterfly", "one layer's units at a time, lines, fits between", schedule="butterfly"),
+        Method("arc+butterfly", "one layer's units at a time, arcs, fits between", inner="arc", schedule="butterfly"),
         Method("linear+wa", "lines, the next layer fitted (least squares)", schedule="adjusted"),
         Method("arc+wa", "arcs, the next layer fitted (least squares)", inner="arc", schedule="adjusted"),
-        Method("ot", "units transported to B's, then permuted", match="transport", schedule="butterfly"),
+        Method(
+            "ot",
+            "transport, fits between layers, then permuted",
+            match="transport",
+            schedule="butterfly",
+        ),
         Method("ot+wa", "transport, the next layer fitted, then permuted", match="transport", schedule="adjusted"),
         Method("linear+ridge", "lines, centred ridge fits", schedule="adjusted", ridge=RIDGE, source=_OURS),
         Method("arc+ridge", "arcs, centred ridge fits", inner="arc", schedule="adjusted", ridge=RIDGE, source=_OURS),
@@ -351,20 +356,23 @@ def _killer(pair: Pair, group: str) -> Callable[[State, IntArray], State]:
 
 def _notes(pair: Pair, adjuster: Adjuster, method: Method) -> tuple[str, ...]:
     notes = []
+    more = "a ridge holds it" if adjuster.ridge == 0 else "more samples hold it"
     scarce = [fit for fit in adjuster.fits if fit.is_scarce]
     if scarce:
         worst = min(scarce, key=lambda fit: fit.samples / fit.features)
         notes.append(
             f"{len(scarce)} of {len(adjuster.fits)} fits had fewer than two samples for each feature (at worst "
-            f"{worst.samples:,} for {worst.features:,}): accuracy between may collapse; a ridge holds it"
+            f"{worst.samples:,} for {worst.features:,}): accuracy between may collapse; {more}"
         )
-    far = {name: jump for name, jump in adjuster.jumps.items() if jump > _FAR}
-    if far:
-        name = max(far, key=lambda n: far[n])
-        notes.append(
-            f"neighbouring fits of {name} differ by {far[name]:.3g} times its norm: between them nothing is fitted, "
-            "and accuracy may collapse; more knots or a ridge hold it"
-        )
+    remedy = "more knots or a ridge hold it" if adjuster.ridge == 0 else "more samples or knots hold it"
+    told = (
+        (adjuster.jumps, _FAR, "neighbouring fits of {} differ by {:.3g} times its norm, and between them is no fit"),
+        (adjuster.growth, _LARGE, "a fit of {} has {:.3g} times its norm before"),
+    )
+    for found, most, words in told:
+        name = max(found, key=lambda n, found=found: found[n], default=None)  # type: ignore[misc]
+        if name is not None and found[name] > most:
+            notes.append(f"{words.format(name, found[name])}: accuracy may collapse; {remedy}")
     unfitted = list(dict.fromkeys(n for stage in stages(pair) for n in stage.unfitted)) if method.is_fitted else []
     if unfitted:
         notes.append(

@@ -1,6 +1,7 @@
 """The panel: every method on one pair of networks, measured along its whole path, in one table."""
 
 import contextlib
+import functools
 import resource
 import sys
 import time
@@ -79,11 +80,12 @@ class PanelRow:
         }
 
 
-def panel(
+def panel(  # noqa: PLR0913 - the pair, the methods, and what each is measured on
     pair: Pair,
     methods: Sequence[str | Method] = tuple(METHODS),
     *,
     own: Mapping[str, Own] | None = None,
+    on: Objective | None = None,
     test: Objective | None = None,
     points: int = POINTS,
     settings: Settings | None = None,
@@ -98,6 +100,7 @@ def panel(
         pair: the networks.
         methods: names of `METHODS`, or compositions of your own.
         own: further methods by name: trained curves, flows, functions of yours.
+        on: the landscape that paths are measured on. Default: the pair's, which fits and trained paths are made on.
         test: the landscape on test data.
         points: of a profile, at least; every leg has one within it.
         settings: of the closed-form methods.
@@ -131,7 +134,8 @@ def panel(
         if reason is not None:
             row = PanelRow(*heading, "does not apply", reason)
         else:
-            row = _measured(pair, heading, _maker(what, settings, tell), test, points, tell)
+            measure = functools.partial(profile, objective=on or pair.objective, test=test, points=points)
+            row = _measured(pair, heading, _maker(what, settings, tell), measure, tell)
         rows.append(row)
         if done is not None:
             done(row)
@@ -162,19 +166,13 @@ def _maker(what: Method | Own, settings: Settings | None, tell: Progress) -> Own
 
 
 def _measured(
-    pair: Pair, heading: tuple[str, str, str], make: Own, test: Objective | None, points: int, tell: Progress
+    pair: Pair, heading: tuple[str, str, str], make: Own, measure: Callable[..., Profile], tell: Progress
 ) -> PanelRow:
     began = time.perf_counter()
     try:
         with _peak() as peak:
             connection = make(pair)
-            found = profile(
-                connection.path,
-                pair.objective,
-                test=test,
-                points=points,
-                progress=lambda x, text: tell((1 + x) / 2, f"{heading[0]}: {text}"),
-            )
+            found = measure(connection.path, progress=lambda x, text: tell((1 + x) / 2, f"{heading[0]}: {text}"))
     except StructureError as error:
         return PanelRow(*heading, "does not apply", str(error), seconds=time.perf_counter() - began)
     except Exception as error:  # one method, your own among them, does not stop the others

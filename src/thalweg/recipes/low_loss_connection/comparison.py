@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import torch
 
     from thalweg.lab.figures import Figure
+    from thalweg.paths.leg import Leg
     from thalweg.paths.methods import Connection, Settings
     from thalweg.paths.pair import Pair
     from thalweg.paths.panel import Own, PanelRow
@@ -34,7 +35,7 @@ NAMES: Mapping[str, str] = {
 """Rows of the paper's tables by the method's name; all others are ours."""
 
 STEPS = (40, 160)
-"""Points of the two grids on which the largest step in theta is taken, for each leg of a path."""
+"""Steps of the two grids on which the largest step in theta is taken, on each leg of a path."""
 
 
 def rows_of(place: int, measured: "Sequence[PanelRow]") -> Table:
@@ -113,24 +114,29 @@ def ends_row(
     return line | {"legs": 0, "length": 0.0, "seconds": 0.0}
 
 
-def largest_steps(connection: "Connection") -> tuple[float, float]:
-    """Give the largest step in theta between neighbours on a coarse and on a fine grid of t, over all legs.
+def step_ratio(connection: "Connection") -> float:
+    """Give the largest step in theta on a fine grid of t over that on a coarse one, at worst over all legs.
 
-    A path that jumps has a step that does not shrink with the grid.
+    A leg that jumps has a step that does not shrink with the grid. Joints need no grid: legs meet to the bit.
     """
-    path = connection.path
-    found = []
-    for count in STEPS:
-        largest = 0.0
-        for start, end in path.intervals[:8]:
-            times = [start + (end - start) * k / count for k in range(count)] + [end]
-            before = path.at(times[0])
-            for t in times[1:]:
-                now = path.at(t)
-                largest = max(largest, float((now - before).norm()))
-                before = now
-        found.append(largest)
-    return found[0], found[1]
+    path, worst = connection.path, 0.0
+    for leg in path.legs:
+        blends = leg.moving()
+        if blends is not None and all(blend.kind == "linear" for blend in blends.values()):
+            worst = max(worst, STEPS[0] / STEPS[1])  # a straight line: every step is its length over their number
+            continue
+        coarse, fine = (_largest_step(leg, count) for count in STEPS)
+        worst = max(worst, fine / coarse if coarse > 0 else 0.0)
+    return worst
+
+
+def _largest_step(leg: "Leg", count: int) -> float:
+    largest, before = 0.0, leg.parameters(0.0)
+    for k in range(1, count + 1):
+        now = leg.parameters(k / count)
+        squares = sum(float((now[n] - before[n]).square().sum()) for n in now if now[n] is not before[n])
+        largest, before = max(largest, squares**0.5), now
+    return largest
 
 
 def ends_are_exact(pair: "Pair", measured: "Sequence[PanelRow]") -> bool:
@@ -209,6 +215,7 @@ def measure(
     methods: Sequence[str],
     *,
     own: "Mapping[str, Own]",
+    on: Any = None,
     test: Any,
     points: int,
     settings: "Settings",
@@ -217,4 +224,4 @@ def measure(
     """Run the panel on one pair."""
     from thalweg.paths.panel import panel
 
-    return panel(pair, methods, own=own, test=test, points=points, settings=settings, progress=progress)
+    return panel(pair, methods, own=own, on=on, test=test, points=points, settings=settings, progress=progress)

@@ -102,6 +102,7 @@ def endpoints(
     context: Context,
     *,
     seeds: Sequence[int],
+    augment: bool = False,
     progress: Progress | None = None,
 ) -> "list[nn.Module]":
     """Train networks from several seeds.
@@ -112,13 +113,19 @@ def endpoints(
         preset: how they are trained.
         context: where interrupted trainings are kept.
         seeds: one for each network.
+        augment: crop and flip the images at random while training.
         progress: told the fraction done.
 
     Returns:
         The trained networks, in eval mode.
+
+    Raises:
+        NumericalError: a training diverged.
     """
     import torch
 
+    from thalweg.data import crop_and_flip
+    from thalweg.errors import NumericalError
     from thalweg.training import fit
 
     trained = []
@@ -141,9 +148,15 @@ def endpoints(
             learning_rate=preset.learning_rate,
             momentum=preset.momentum,
             weight_decay=preset.weight_decay,
+            augment=crop_and_flip if augment else None,
             keep=context.folder,
             progress=tell,
         )
+        if run.status == "diverged":
+            raise NumericalError(
+                f"Expected a training that ends finite. Got NaN or infinity in epoch {run.epochs + 1} of network "
+                f"{seed}. Take a smaller learning rate than {preset.learning_rate:g}."
+            )
         run.write(net)
         trained.append(net.eval())
     return trained

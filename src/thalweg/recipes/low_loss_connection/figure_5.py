@@ -300,14 +300,14 @@ def figures(tables: Tables) -> "Sequence[Figure]":
 
 RECIPE = Recipe(
     name="low_loss_connection/figure_5",
-    title="Weight adjustment is exact while samples are no more than neurons",
+    title="Fits of weight adjustment are exact while samples are no more than neurons",
     source="anokhin2020lowloss, figure 5",
     version=1,
     presets={"paper": PAPER, "cpu": CPU, "quick": QUICK},
     claims=(
         Claim(
             "exact",
-            "With as many samples as the narrow layer has neurons, the path keeps the error of the ends.",
+            "With as many samples as the narrow layer has neurons, every fit keeps the error of the ends.",
             "no drop on the left side of the figure",
             "training error at most 0.5 points above the worse end at every fit, for every pair (ours)",
             lambda m: max(m) <= 0.5,

@@ -21,10 +21,10 @@ from thalweg.recipes.low_loss_connection.comparison import (
     end_accuracies,
     ends_are_exact,
     ends_row,
-    largest_steps,
     measure,
     profile_rows,
     rows_of,
+    step_ratio,
     summary,
 )
 from thalweg.recipes.low_loss_connection.endpoints import Task, TrainedPreset, endpoints, load, pairs_of
@@ -78,6 +78,8 @@ class Table1Preset(TrainedPreset):
     """Points of a profile, at least."""
     fit_samples: int = 60_000
     """Samples that the next layer is fitted on (the paper: all)."""
+    measured_samples: int = 60_000
+    """Training samples that loss and accuracy along paths are measured on (the paper: all)."""
     knots: int = 10
     """Stretches between two fits of a stage (the paper's code: 21 points over two legs)."""
     permutation: Literal["free_slots", "swaps", "reflections"] = "free_slots"
@@ -108,6 +110,7 @@ CPU = PAPER.model_copy(
         "epochs": 6,
         "learning_rate": 0.05,
         "fit_samples": 10_000,
+        "measured_samples": 10_000,
         "curve_epochs": 6,
         "num_flow_networks": 3,
         "bijection_steps": 400,
@@ -126,14 +129,14 @@ QUICK = CPU.model_copy(
         "width": 100,
         "num_networks": 2,
         "epochs": 20,
-        "curve_epochs": 20,
+        "curve_epochs": 10,
         "batch_size": 64,
-        "points": 11,
-        "knots": 4,
-        "bijection_steps": 60,
+        "points": 7,
+        "knots": 3,
+        "bijection_steps": 40,
         "bijection_batch_size": 64,
         "bijection_hidden": (32,),
-        "num_flow_networks": 3,
+        "num_flow_networks": 2,
     }
 )
 
@@ -159,7 +162,7 @@ def run(preset: Table1Preset, context: Context) -> Outcome:
     rows: Table = []
     profiles: Table = []
     accuracies, exact = [], []
-    steps: list[tuple[float, float]] = []
+    steps: list[float] = []
     maps: dict[str, Own] = {}
     for place, (first, second) in enumerate(pairs):
         objective = task.objective(ends[first], context)
@@ -173,6 +176,7 @@ def run(preset: Table1Preset, context: Context) -> Outcome:
             pair,
             CLOSED,
             own={**maps, **_curves(preset)},
+            on=task.objective(ends[first], context, preset.measured_samples),
             test=test,
             points=preset.points,
             settings=settings,
@@ -182,8 +186,7 @@ def run(preset: Table1Preset, context: Context) -> Outcome:
         profiles += profile_rows(place, found)
         accuracies.append(end_accuracies(found))
         exact.append(ends_are_exact(pair, found))
-        if not steps:
-            steps = [largest_steps(row.connection) for row in found if row.connection is not None]
+        steps += [step_ratio(row.connection) for row in found if row.connection is not None]
     published = PUBLISHED.get(preset.data, {})
     table = [*summary(rows, published), ends_row(accuracies, published.get("End points", (float("nan"),) * 2))]
     return Outcome(
@@ -248,17 +251,21 @@ def _flows(preset: Table1Preset, pair: Any, nets: "Sequence[nn.Module]", context
     return {"iaf": flow_method(flow, "iaf"), "bijection": flow_method(bijection, "bijection")}
 
 
-def _measured(preset: Table1Preset, table: Any, exact: list[bool], steps: list[Any]) -> dict[str, object]:
-    """What the claims judge, in points; those about MNIST at width 2,000 are left out elsewhere."""
+def _measured(preset: Table1Preset, table: Any, exact: list[bool], steps: list[float]) -> dict[str, object]:
+    """What the claims judge, in points.
+
+    Those whose criteria are about MNIST are left out on other data: on CIFAR-10 the paper's own numbers do not meet
+    them, and digits at the quick size are too easy.
+    """
     met = {row["row"]: {p: 100 * row[f"{p} (met)"] for p in ("train", "test")} for row in table}
     whole = {row["row"]: {p: 100 * row[f"{p} (worst)"] for p in ("train", "test")} for row in table}
     ends = met["End points"]
     measured: dict[str, object] = {
         "exact": all(exact),
-        "continuous": max(fine / coarse for coarse, fine in steps if coarse > 0),
+        "continuous": max(steps),
         "linear_arc": {name: met[name]["train"] for name in ("Linear", "Arc")},
         "order": {n: met[n]["train"] for n in ("Arc", "Linear + WA", "Arc + WA", "OT", "OT + WA", "End points")},
-        "permuted": {"to B's function": met["OT + WA"]["test"], "to B": whole["OT + WA"]["test"]},
+        "permuted": {p: met["OT + WA"][p] - whole["OT + WA"][p] for p in ("train", "test")},
         "ot_wa": {p: ends[p] - met["OT + WA"][p] for p in ("train", "test")},
     }
     if "RealNVP bijection" in met:
@@ -266,12 +273,13 @@ def _measured(preset: Table1Preset, table: Any, exact: list[bool], steps: list[A
         measured["flow"] = {n: met[n]["train"] for n in ("Arc", "IAF flow")}
     if "Garipov (3)" in met:
         measured["garipov"] = {n: met[n]["test"] for n in ("OT + WA", "Garipov (3)")}
-    if preset.data != "mnist" or preset.width != PAPER.width:
-        for name in ("bijection", "flow", "linear_arc", "order"):
-            if name in measured and preset.data == "digits":
-                del measured[name]
-        return measured
-    return measured | {"trained": ends["test"]}
+    about_mnist = {"cifar10": ("order", "ot_wa"), "digits": ("order", "linear_arc", "bijection", "flow")}
+    for name in about_mnist.get(preset.data, ()):
+        measured.pop(name, None)
+    least = {"mnist": 97.5 if preset.width == PAPER.width else None, "digits": 90.0}.get(preset.data)
+    if least is not None:
+        measured["trained"] = {"test": ends["test"], "at least": least}
+    return measured
 
 
 def figures(tables: Tables) -> "Sequence[Figure]":
@@ -283,36 +291,36 @@ RECIPE = Recipe(
     name="low_loss_connection/table_1",
     title="Low-loss paths between networks with one hidden layer",
     source="anokhin2020lowloss, table 1",
-    version=1,
+    version=2,
     presets={"paper": PAPER, "cpu": CPU, "quick": QUICK},
     claims=(
         Claim(
             "trained",
             "The end points are well trained: test accuracy in percent.",
             "98.01",
-            "at least 97.5 (ours: what the other claims are about)",
-            lambda m: m >= 97.5,
+            "MNIST at width 2,000: at least 97.5; digits: 90 (ours: what the other claims are about)",
+            lambda m: m["test"] >= m["at least"],
         ),
         Claim("exact", "Every path begins at A and ends at B.", "yes", "bit for bit", lambda m: m),
         Claim(
             "continuous",
             "No path jumps: the largest step in theta on a grid four times as fine, over that on the coarse one.",
             "1/4",
-            "at most 0.5 (a path that jumps has 1), on every leg of every method's path (the first eight of many)",
+            "at most 0.5 (a leg that jumps has 1), on every leg of every method's path, for every pair",
             lambda m: m <= 0.5,
         ),
         Claim(
             "linear_arc",
             "Arc is better than Linear: train accuracy at the worst point, in percent.",
             "96.54, 97.89",
-            "by at least 0.5 points",
+            "by at least 0.5 points (these two permute nothing)",
             lambda m: m["Arc"] - m["Linear"] >= 0.5,
         ),
         Claim(
             "order",
             "Weight adjustment and transport are better than Arc, and together they are best: train accuracy.",
             "97.89, 98.76, 98.75, 98.78, 98.92, 99.14",
-            "each at least that of the ends less 1 point, and Arc's; both together at least the better less 0.1",
+            "each at least that of the ends less 1, and Arc's; both at least the better less 0.1; up to B's function",
             lambda m: (
                 min(m[n] for n in ("Linear + WA", "Arc + WA", "OT")) >= max(m["End points"] - 1, m["Arc"])
                 and m["OT + WA"] >= max(m[n] for n in ("Linear + WA", "Arc + WA", "OT")) - 0.1
@@ -322,15 +330,15 @@ RECIPE = Recipe(
             "ot_wa",
             "Transport with weight adjustment comes near the end points: points lost, train and test.",
             "0.22, 0.10",
-            "at most 0.5 points",
+            "at most 0.5 points, up to B's function; from there on see the next claim",
             lambda m: max(m.values()) <= 0.5,
         ),
         Claim(
             "permuted",
-            "Putting the units into B's own order costs nothing: test accuracy without and with that part.",
+            "Putting the units into B's own order costs nothing: points lost by that part of the path of OT + WA.",
             "not evaluated in the paper",
             "at most 0.3 points (that of a single swap in the authors' notes)",
-            lambda m: m["to B's function"] - m["to B"] <= 0.3,
+            lambda m: max(m.values()) <= 0.3,
         ),
         Claim(
             "bijection",
@@ -350,7 +358,7 @@ RECIPE = Recipe(
             "garipov",
             "Without any training of the path, it is nearly as good as a trained curve: test accuracy.",
             "97.91, 97.98",
-            "within 1 point",
+            "within 1 point, up to B's function",
             lambda m: m["Garipov (3)"] - m["OT + WA"] <= 1.0,
         ),
     ),
