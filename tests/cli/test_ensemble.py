@@ -9,6 +9,8 @@ from tests.cli.test_merge import built, own, own_files, printed, states
 from tests.cli.user import loaded, refused, user_folder
 from torch import nn
 
+from thalweg.cli import ensemble_page
+
 __all__ = ["own_files", "user_folder"]
 pytestmark = pytest.mark.usefixtures("user_folder")
 
@@ -16,7 +18,7 @@ THREE = "ensemble deep-a.pt deep-b.pt deep-a.pt --model own.py:deep --data own.p
 
 
 def test_the_table_has_every_network_and_ensemble_with_its_cost(capsys):
-    lines = printed(f"{THREE} --own-layers 2", capsys)
+    lines = printed(f"{THREE} --own-layers 1 --own-layers 2", capsys)
     table = [line.split("  ") for line in lines[1:]]
     names = [row[0] for row in table[1:9]]
     assert names == [
@@ -80,6 +82,32 @@ def test_what_is_no_single_net_is_told_and_nothing_is_written(capsys):
     lines = printed("ensemble net-a.pt net-b.pt --model logs.py:net --data own.py:both --loss nll", capsys)
     assert any(line.startswith("WA(1) is not one net, and nothing was written") for line in lines)
     assert not Path("net-a-ensemble.safetensors").exists()
+
+
+def test_what_cannot_be_adjusted_is_told_and_the_others_are_measured(monkeypatch, capsys):
+    monkeypatch.setattr(ensemble_page, "write_page", lambda path, record: None)
+    Path("odd.py").write_text(
+        "from torch import nn\ndef one():\n    return nn.Linear(3, 3)\ndef tied():\n"
+        "    layer = nn.Linear(3, 3)\n    return nn.Sequential(layer, nn.ReLU(), nn.Linear(3, 3), nn.ReLU(), layer)\n"
+    )
+    space: dict = {}
+    exec(Path("odd.py").read_text(), space)
+    for name in ("one", "tied"):
+        for number in (0, 1):
+            torch.save(space[name]().state_dict(), f"{name}-{number}.pt")
+    end = "--data own.py:both"
+    lines = printed(f"ensemble one-0.pt one-1.pt --model odd.py:one {end}", capsys)
+    assert any(line.startswith("WA(1): Expected from 1 to 0 own layers") for line in lines)
+    assert any(line.startswith("Nothing was written: WA(1)") for line in lines)
+    assert [line.split()[0] for line in lines[2:6]] == ["one-0.pt", "one-1.pt", "independent", "weight"]
+    lines = printed(f"ensemble net-a.pt net-b.pt --model own.py:net {end} --own-layers 1 --own-layers 9", capsys)
+    assert any(line.startswith("WA(9): Expected from 1 to 1 own layers of 2") for line in lines)
+    assert any(line.startswith("wrote net-a-ensemble.safetensors") for line in lines)
+    record = json.loads(printed(f"{THREE} --own-layers 2 --json", capsys)[-1])
+    assert (record["file"], record["own_layers"]) == (None, [2])
+    assert [row["name"] for row in record["rows"]][3:] == ["WA(2)", "independent", "weight average"]
+    lines = printed(f"ensemble tied-0.pt tied-1.pt --model odd.py:tied {end} --own-layers 1", capsys)
+    assert any(line.startswith("WA(1): Expected") for line in lines)
 
 
 @pytest.mark.parametrize(

@@ -39,9 +39,9 @@ class Noted(nn.Linear):
     def get_extra_state(self):
         return "a note"
 
-def net(hidden=8):
+def net(hidden=8, p=0.2):
     return nn.Sequential(
-        nn.Linear(3, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Dropout(0.2), nn.Linear(hidden, 3)
+        nn.Linear(3, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Dropout(p), nn.Linear(hidden, 3)
     )
 
 def regression():
@@ -117,6 +117,7 @@ def test_plain_torch_finds_what_is_printed_in_the_files(page, capsys):
         assert row["losses"][-1] < row["losses"][0]
         assert lines[2 + seed].split()[:2] == [str(seed), f"{row['train']['loss']:.6g}"]
     assert not torch.equal(*(loaded(f"ends/seed-{seed}.safetensors")["0.weight"] for seed in (0, 1)))
+    assert train_page.is_page(Path("ends/report.html"))
     page = Path("ends/report.html").read_text()
     assert all(words in page for words in ("Loss over the epochs", "Accuracy over the epochs", "own.py:net: 2 seeds"))
     assert sorted(p.name for p in Path("ends").iterdir()) == [
@@ -150,7 +151,13 @@ def test_what_is_there_is_not_trained_again(capsys, monkeypatch):
 
 def test_another_training_is_overwritten_only_by_force(capsys):
     trained(f"{NET} --seeds 1 --out ends", capsys)
-    for change in ("--epochs 3", "--augment own.py:shift", "--data own.py:pair --samples 50", "--arg hidden=9"):
+    for change in (
+        "--epochs 3",
+        "--augment own.py:shift",
+        "--data own.py:pair --samples 50",
+        "--arg hidden=9",
+        "--arg p=0.0",
+    ):
         code = main(["train", *f"{NET} --seeds 1 --out ends {change}".split()])
         assert (code, "Expected no file of another training in ends" in capsys.readouterr().err) == (2, True)
     trained(f"{NET} --seeds 1 --out ends --force --arg hidden=9", capsys)
@@ -158,6 +165,56 @@ def test_another_training_is_overwritten_only_by_force(capsys):
     Path("ends/seed-0.safetensors").write_text("mine")
     assert main(["train", *f"{NET} --seeds 1 --out ends".split()]) == 2
     assert Path("ends/seed-0.safetensors").read_text() == "mine"
+
+
+def test_every_seed_of_the_training_in_the_folder_is_in_table_and_report(capsys):
+    words = NET.replace("both", "pair")
+    trained(f"{words} --seeds 1 --seed 1 --out ends", capsys)
+    lines = trained(f"{NET} --seeds 2 --seed 7 --out ends", capsys)  # with test data, which decide nothing
+    assert [line.split()[0] for line in lines[2:5]] == ["1", "7", "8"]
+    assert lines[2].split()[3:5] == ["–", "–"]
+    assert "of earlier commands: seed 1" in lines
+    assert "wrote ends/seed-7.safetensors, ends/seed-8.safetensors" in lines
+    assert [row["seed"] for row in json.loads(Path("ends/train.json").read_text())["seeds"]] == [1, 7, 8]
+
+
+def test_reports_of_others_are_overwritten_only_by_force(capsys):
+    words = f"{NET} --epochs 1 --seeds 1 --out ends"
+    Path("ends").mkdir()
+    page = train_page._CAPTION
+    for record, report, whose in ((None, "mine", "command"), (None, page, "command"), ("{}", None, "training")):
+        for name, text in (("train.json", record), ("report.html", report)):
+            Path("ends", name).unlink(missing_ok=True)
+            if text is not None:
+                Path("ends", name).write_text(text)
+        assert f" of another {whose} in ends" in refused(f"train {words}", capsys)
+    trained(f"{words} --force", capsys)
+    assert "Got ends/train.json" in refused(f"train {words} --seed 5 --arg hidden=9", capsys)
+    Path("ends/report.html").write_text("of connect")
+    assert "Got ends/report.html" in refused(f"train {words} --seed 5", capsys)
+    Path("ends/report.html").write_text(page)
+    trained(f"{words} --seed 5", capsys)
+    trained(f"{words} --seed 6 --arg hidden=9 --force", capsys)
+    assert [row["seed"] for row in json.loads(Path("ends/train.json").read_text())["seeds"]] == [6]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("+ 0.1 * torch.randn", "+ 0.2 * torch.randn"),
+        ("nn.BatchNorm1d(hidden)", "nn.BatchNorm1d(hidden, momentum=0.2)"),
+    ],
+)
+def test_a_changed_function_is_another_training_and_a_comment_is_not(before, after, capsys):
+    words = f"{NET} --epochs 1 --augment own.py:shift --seeds 1 --out ends"
+    trained(words, capsys)
+    Path("own.py").write_text(
+        OWN.replace("def shift", "# a comment\ndef shift").replace("return inputs", "return  inputs")
+    )
+    assert "not trained again: seed 0" in trained(words, capsys)
+    Path("own.py").write_text(OWN.replace(before, after))
+    code = main(["train", *words.split()])
+    assert (code, "Expected no file of another training" in capsys.readouterr().err) == (2, True)
 
 
 def test_an_interrupted_training_goes_on_and_writes_the_same(capsys, monkeypatch):

@@ -1,6 +1,7 @@
 """Mini-batch training against the loop that a plain PyTorch script has, and what an interruption leaves."""
 
 import copy
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from thalweg.errors import CheckpointError, ConfigError, DataError, ShapeError
 from thalweg.objective import Objective
 from thalweg.training import Fit, fit, learning_rate_factors, minibatch
+from thalweg.training.naming import named
+from thalweg.training.resumption import landscape_name
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -203,6 +206,41 @@ def test_what_is_kept_belongs_to_its_training_alone(tmp_path: Path) -> None:
     other = Objective(mixed_net(), nn.CrossEntropyLoss(), (INPUTS + 1, LABELS))
     fit(other, theta, epochs=2, generator=seeded(), keep=tmp_path)
     assert len(list(tmp_path.iterdir())) == 8
+
+
+def test_what_shows_in_train_mode_alone_and_the_body_of_a_function_tell_trainings_apart() -> None:
+    def name(net: nn.Module) -> str:
+        objective = landscape(net)
+        return landscape_name(objective, objective.theta(), ())
+
+    assert name(mixed_net()) == name(mixed_net())
+    changed = [mixed_net() for _ in range(3)]
+    for part in changed[0].modules():
+        part.__dict__.update({"p": 0.5} if isinstance(part, nn.Dropout) else {})
+    for part in changed[1].modules():
+        part.__dict__.update({"momentum": 0.5} if isinstance(part, nn.BatchNorm1d) else {})
+    changed[2].noise = 0.5  # type: ignore[assignment]  # a number that a module of the user's may use
+    assert len({name(net) for net in [mixed_net(), *changed]}) == 4
+
+
+BODIES = ("return inputs + SCALE", "return inputs - SCALE", "return helper(inputs)")
+
+
+def test_functions_count_with_their_bodies_and_what_they_use_of_their_file() -> None:
+    def made(body: str, scale: float = 0.1, helper: str = "x", name: str = "change") -> str:
+        space: dict[str, Any] = {"SCALE": scale, "__name__": "users"}
+        exec(f"def helper(x):\n    return {helper}\ndef {name}(inputs):\n    {body}", space)
+        return named(space[name])
+
+    found = [made(body) for body in BODIES] + [made(BODIES[0], 0.2), made(BODIES[2], helper="2 * x")]
+    assert len(set(found)) == 5
+    assert found[0] == made(BODIES[0], helper="2 * x")
+    assert made("return {'a', 'b'} and [x for x in inputs]") == made("return {'a', 'b'} and [x for x in inputs]")
+    assert named(functools.partial(Breaks, at=1)) != named(functools.partial(Breaks, at=2))
+    assert named(Breaks()) == named(Breaks(3)) != named(Breaks.__call__)
+    assert named(torch.optim.SGD) == "torch.optim.sgd.SGD"
+    times = lambda y: lambda x: y * x
+    assert len(set(map(named, (lambda x: x, lambda x: 2 * x, times(3), times(4))))) == 4
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", None])

@@ -144,7 +144,7 @@ def free_folder(out: Path | None, a: Path, b: Path, *, force: bool) -> Path:
         ConfigError: there are results in it already.
     """
     folder = out or Path(f"{a.stem}-to-{b.stem}-connection")
-    there = [file for file in (REPORT, *_NAMES.values()) if (folder / file).exists()]
+    there = [file for file in _NAMES.values() if (folder / file).exists()]
     if there and not force:
         raise ConfigError(
             f"Expected a folder without results. Got {folder}, which has a {there[0]}. Use --force to overwrite it; "

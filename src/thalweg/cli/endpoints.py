@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from thalweg.cli.landscape import Landscape, objective_on
 from thalweg.cli.network import Network, load_network
 from thalweg.cli.parts import Value, digest
-from thalweg.cli.references import find_object
+from thalweg.cli.references import find_object, keywords_of
 from thalweg.cli.samples import Samples, first_batch
 from thalweg.cli.snapshots import example_from
 from thalweg.errors import CheckpointError, ConfigError, NumericalError, ThalwegError
@@ -174,7 +174,6 @@ class Endpoints:
         from torch import Tensor
 
         from thalweg.probes import examine
-        from thalweg.training.resumption import landscape_name, named
 
         module = self.network(seed).module
         state = module.state_dict()
@@ -183,18 +182,30 @@ class Endpoints:
             raise ConfigError(f"Expected a state dict of tensors. Got {odd[0]!r}, which is none. Mend the module.")
         few = objective_on(self._few(), module, device=self.device)
         examine(few, few.theta())
+        endpoint = self._endpoint(seed, module)
+        if endpoint.path.exists() and endpoint.record is None and not force:
+            raise CheckpointError(
+                f"Expected no file of another training in {self.out}. Got {endpoint.path}. "
+                "Choose another --out, or overwrite it with --force."
+            )
+        return endpoint
+
+    def found(self, seed: int) -> Endpoint:
+        """See what there is of a seed that need not be trained; there is no record of another training's."""
+        return self._endpoint(seed, self.network(seed).module)
+
+    def _endpoint(self, seed: int, module: "nn.Module") -> Endpoint:
+        from thalweg.training.naming import named
+        from thalweg.training.resumption import landscape_name
+
         objective = self._objective(module)
-        words = (*asdict(self.settings).items(), named(self.augment), self.landscape.loss_words, seed)
+        built = (*self._factory_words(), named(self.augment), self.landscape.loss_words)
+        words = (*asdict(self.settings).items(), *built, seed)
         identity = landscape_name(objective, objective.theta(), words)
         path = self.out / f"seed-{seed}.safetensors"
         record = _record_of(path)
         is_same = record is not None and record.get("identity") == identity
-        if path.exists() and not is_same and not force:
-            raise CheckpointError(
-                f"Expected no file of another training in {self.out}. Got {path}. "
-                "Choose another --out, or overwrite it with --force."
-            )
-        return Endpoint(seed, path, identity, digest(state.values()), record if is_same else None)
+        return Endpoint(seed, path, identity, digest(module.state_dict().values()), record if is_same else None)
 
     def require_sound(self, seed: int) -> None:
         """See that all data fit the network, and that the augmentation runs.
@@ -286,6 +297,14 @@ class Endpoints:
 
     def _objective(self, module: "nn.Module", *, is_test: bool = False) -> "Objective":
         return objective_on(self.landscape, module, is_test=is_test, device=self.device)
+
+    def _factory_words(self) -> tuple[Any, ...]:
+        """Name what builds the network, with the source of a factory of the user's, and its arguments."""
+        from thalweg.training.naming import named
+
+        model, keywords = self.built["model"], keywords_of(self.built["arguments"] or [], "--arg")
+        factory = named(find_object(model)) if model is not None else None
+        return self.built["net"], model, factory, sorted(keywords.items())
 
     def _few(self) -> Landscape:
         """Give the landscape of the first samples alone."""

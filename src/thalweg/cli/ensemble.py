@@ -46,7 +46,8 @@ def ensemble(  # noqa: PLR0913, PLR0917 - one argument per option of the command
         typer.Option(
             metavar="N",
             min=1,
-            help="WA(N): layers, from the end, that each network has for itself; repeat for more. WA(1) always is.",
+            help="WA(N): layers, from the end, that each network has for itself; repeat for more. Default: 1.",
+            show_default=False,
         ),
     ] = None,
     average: Annotated[
@@ -103,8 +104,8 @@ def ensemble(  # noqa: PLR0913, PLR0917 - one argument per option of the command
     built = {"model": model, "net": net, "arguments": arguments}
     networks = load_networks(files, landscape, built, {"trust_pickle": trust_pickle}, place)
     options = {"ridge": ridge, "fit_samples": fit_samples, "average": average, "seed": seed}
-    layers = tuple(dict.fromkeys([1, *(own_layers or [])]))
-    record = _measured(networks, layers, options, target)  # type: ignore[arg-type]
+    adjusted, refused = _adjusted(networks, own_layers, options)
+    record = _measured(networks, adjusted, refused, options, target)  # type: ignore[arg-type]
     record |= {"report": str(page), "device": place, "command": shlex.join(["thalweg", *sys.argv[1:]])}
     record |= {"started": started.isoformat(timespec="seconds"), "seconds": round(elapsed(), 3)}
     from thalweg.cli.ensemble_page import write_page
@@ -133,18 +134,42 @@ def _files(paths: Sequence[Path]) -> list[Path]:
     return [snapshot.path for snapshot in found]
 
 
-def _measured(networks: "Networks", layers: Sequence[int], options: dict[str, Any], target: Path) -> Value:
+def _adjusted(
+    networks: "Networks", own_layers: Sequence[int] | None, options: dict[str, Any]
+) -> "tuple[list[Ensemble], list[str]]":
+    """Make every WA(n), and say of each that cannot be made why.
+
+    Raises:
+        ConfigError: the user asked for numbers of layers of which none is possible.
+    """
+    from thalweg.ensembles import wa_ensemble
+
+    made: list[Ensemble] = []
+    faults: dict[int, ConfigError | StructureError] = {}
+    for n in dict.fromkeys(own_layers or [1]):
+        try:
+            made.append(wa_ensemble(networks.train, networks.states, own_layers=n, **options))
+        except (ConfigError, StructureError) as error:
+            faults[n] = error
+    wrong = [error for error in faults.values() if isinstance(error, ConfigError)]
+    if own_layers and not made and len(wrong) == len(faults):
+        raise wrong[0]
+    return made, [f"WA({n}): {error}" for n, error in faults.items()]
+
+
+def _measured(
+    networks: "Networks", adjusted: "Sequence[Ensemble]", refused: list[str], options: dict[str, Any], target: Path
+) -> Value:
     """Make every ensemble, write the one that is a single net, and measure all."""
     from thalweg.cli.networks import write_network
-    from thalweg.ensembles import output_ensemble, single, wa_ensemble, weight_average
+    from thalweg.ensembles import output_ensemble, single, weight_average
 
     train, states = networks.train, networks.states
-    adjusted = [wa_ensemble(train, states, own_layers=n, **options) for n in layers]
+    independent = output_ensemble(train, states, average=options["average"])
     with shown_progress("ensemble") as report:
         report(0.2, "layers fitted")
         singles = [single(train, state, file.name) for file, state in zip(networks.files, states, strict=True)]
-        exported, refused = _exported(train, adjusted[0])
-        independent = output_ensemble(train, states, average=options["average"])
+        exported, unwritten = _exported(train, adjusted)
         entries = [*singles, *exported, *adjusted, independent, weight_average(train, states)]
         rows = _rows(networks, entries, lambda share, text: report(0.2 + 0.79 * share, text))
         measured = (
@@ -156,24 +181,27 @@ def _measured(networks: "Networks", layers: Sequence[int], options: dict[str, An
     return {
         "file": str(target) if exported else None,
         "files": [str(file) for file in networks.files],
-        "own_layers": list(layers),
+        "own_layers": [ensemble.own_layers for ensemble in adjusted],
         **options,
-        "average": adjusted[0].average,
+        "average": independent.average,
         "data": networks.landscape.data_words,
         "test_data": networks.landscape.test_words or None,
         "loss": networks.landscape.loss_words,
         "rows": rows,
         "measured": measured,
-        "notes": [*refused, *(f"{e.name}: {note}" for e in entries for note in e.notes)],
+        "notes": [*refused, *unwritten, *(f"{e.name}: {note}" for e in entries for note in e.notes)],
     }
 
 
-def _exported(objective: Any, adjusted: "Ensemble") -> "tuple[list[Ensemble], list[str]]":
-    """Make one net of WA(1), or say why it is none."""
+def _exported(objective: Any, adjusted: "Sequence[Ensemble]") -> "tuple[list[Ensemble], list[str]]":
+    """Make one net of WA(1), or say why there is none."""
     from thalweg.ensembles import single
 
+    first = next((ensemble for ensemble in adjusted if ensemble.own_layers == 1), None)
+    if first is None:
+        return [], ["Nothing was written: WA(1) alone is one net, and it is not among these."]
     try:
-        return [single(objective, replace(adjusted, average="outputs").export(), "WA(1) as one net")], []
+        return [single(objective, replace(first, average="outputs").export(), "WA(1) as one net")], []
     except StructureError as error:
         return [], [f"WA(1) is not one net, and nothing was written: {error}"]
 

@@ -18,6 +18,7 @@ from thalweg.cli.launch import timed
 from thalweg.cli.network import Arguments, Model, Net
 from thalweg.cli.options import AsJson, DataRoot, Device, checked_device
 from thalweg.cli.parts import Value
+from thalweg.cli.train_earlier import RECORD, REPORT, others, require_own_reports
 from thalweg.cli.verdicts import print_json, show_rows
 from thalweg.errors import ConfigError
 from thalweg.lab.files import write_whole
@@ -60,7 +61,7 @@ def train(  # noqa: PLR0913, PLR0917 - one argument per option of the command li
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the checkpoints and the report.")] = Path(
         "thalweg-train"
     ),
-    force: Annotated[bool, typer.Option("--force", help="Overwrite checkpoints of another training.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite files of another training or command.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train a network from several seeds and write a checkpoint of each; what is there is not trained again."""
@@ -90,7 +91,10 @@ def train(  # noqa: PLR0913, PLR0917 - one argument per option of the command li
     built = {"model": model, "net": net, "arguments": arguments}
     endpoints = Endpoints(built, landscape, settings, changes, out, place)
     plan = [endpoints.planned(number, force=force) for number in range(seed, seed + seeds)]
-    rows = _rows(endpoints, plan)
+    if not force:
+        require_own_reports(endpoints, plan)
+    beside = others(endpoints, plan)
+    rows = _rows(endpoints, plan, beside)
     facts: Value = {
         "net": " ".join([str(model or net), *(arguments or [])]),
         "data": landscape.data_words,
@@ -102,15 +106,15 @@ def train(  # noqa: PLR0913, PLR0917 - one argument per option of the command li
     record = _record(rows, facts, place, started.isoformat(timespec="seconds"), elapsed())
     _write(out, record)
     if as_json:
-        print_json({**record, "report": str(out / "report.html"), "version": thalweg.__version__})
+        print_json({**record, "report": str(out / REPORT), "version": thalweg.__version__})
         return
-    _show(out, record, plan)
+    _show(out, record, plan, beside)
 
 
-def _rows(endpoints: Endpoints, plan: Sequence[Endpoint]) -> list[Value]:
-    """Give the record of every seed, trained now or found."""
+def _rows(endpoints: Endpoints, plan: Sequence[Endpoint], beside: Sequence[Endpoint]) -> list[Value]:
+    """Give the record of every seed, trained now or found, in order; those beside are of earlier commands."""
     left = [endpoint for endpoint in plan if endpoint.record is None]
-    found = {endpoint.seed: endpoint.record for endpoint in plan if endpoint.record is not None}
+    found = {endpoint.seed: endpoint.record for endpoint in (*plan, *beside) if endpoint.record is not None}
     if left:
         with shown_progress("train") as report:
             report(0.0, "looks at the data")
@@ -123,7 +127,8 @@ def _rows(endpoints: Endpoints, plan: Sequence[Endpoint]) -> list[Value]:
 
                 found[endpoint.seed] = endpoints.trained(endpoint, inner)
             report(1.0, "done")
-    return [{**found[endpoint.seed], "file": str(endpoint.path)} for endpoint in plan]
+    everyone = sorted((*plan, *beside), key=lambda endpoint: endpoint.seed)
+    return [{**found[endpoint.seed], "file": str(endpoint.path)} for endpoint in everyone]
 
 
 def _record(rows: Sequence[Value], facts: Value, device: str, started: str, seconds: float) -> Value:
@@ -144,11 +149,11 @@ def _record(rows: Sequence[Value], facts: Value, device: str, started: str, seco
 def _write(out: Path, record: Value) -> None:
     from thalweg.cli.train_page import write_page
 
-    write_whole(out / "train.json", json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n")
-    write_page(out / "report.html", record)
+    write_whole(out / RECORD, json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+    write_page(out / REPORT, record)
 
 
-def _show(out: Path, record: Value, plan: Sequence[Endpoint]) -> None:
+def _show(out: Path, record: Value, plan: Sequence[Endpoint], beside: Sequence[Endpoint]) -> None:
     from thalweg.cli.train_page import summary
 
     typer.echo(f"{record['net']} on {record['data']}; loss: {record['loss']}")
@@ -156,7 +161,9 @@ def _show(out: Path, record: Value, plan: Sequence[Endpoint]) -> None:
     kept = [endpoint.seed for endpoint in plan if endpoint.record is not None]
     if kept:
         typer.echo(f"not trained again: seed {', '.join(map(str, kept))}")
+    if beside:
+        typer.echo(f"of earlier commands: seed {', '.join(str(endpoint.seed) for endpoint in beside)}")
     if same_starts(plan):
         typer.echo("every seed starts from the same weights: they differ in order, augmentation and dropout alone")
-    typer.echo(f"wrote {', '.join(row['file'] for row in record['seeds'])}")
-    typer.echo(f"report: {(out / 'report.html').resolve()}")
+    typer.echo(f"wrote {', '.join(str(endpoint.path) for endpoint in plan)}")
+    typer.echo(f"report: {(out / REPORT).resolve()}")

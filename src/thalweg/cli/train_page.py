@@ -12,6 +12,16 @@ _SHOWN = (
     *("schedule", "augment"),
 )
 
+_CAPTION = "Measured at the end in eval mode: BatchNorm with its running statistics, no dropout, no augmentation."
+
+
+def is_page(path: Path) -> bool:
+    """Say whether a file is a page that `write_page` wrote."""
+    try:
+        return _CAPTION in path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return False
+
 
 def summary(rows: Sequence[Value]) -> tuple[list[str], list[list[str]]]:
     """Give the table of the seeds.
@@ -21,13 +31,12 @@ def summary(rows: Sequence[Value]) -> tuple[list[str], list[list[str]]]:
     """
     heads, columns = ["seed"], [[str(row["seed"]) for row in rows]]
     for kind in ("train", "test"):
-        if rows[0][kind] is None:
-            continue
-        heads.append(f"{kind} loss")
-        columns.append([f"{row[kind]['loss']:.6g}" for row in rows])
-        if rows[0][kind]["accuracy"] is not None:
-            heads.append(f"{kind} accuracy")
-            columns.append([f"{row[kind]['accuracy']:.4f}" for row in rows])
+        measured = [row[kind] or {"loss": None, "accuracy": None} for row in rows]
+        for name, digits in (("loss", ".6g"), ("accuracy", ".4f")):
+            values = [one[name] for one in measured]
+            if any(value is not None for value in values):  # test data may have been given for some seeds alone
+                heads.append(f"{kind} {name}")
+                columns.append(["–" if value is None else f"{value:{digits}}" for value in values])
     heads.append("seconds")
     columns.append([f"{row['seconds']:.1f}" for row in rows])
     return heads, [list(cells) for cells in zip(*columns, strict=True)]
@@ -73,7 +82,7 @@ def write_page(path: Path, record: Value) -> None:
         "Seeds",
         (*heads, "checkpoint"),
         tuple((*line, row["file"]) for line, row in zip(cells, rows, strict=True)),
-        "Measured at the end in eval mode: BatchNorm with its running statistics, no dropout, no augmentation.",
+        _CAPTION,
     )
     write_report(path, [Section(manifest, tuple(_figures(rows)), tables=(table,))])
 

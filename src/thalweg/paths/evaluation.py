@@ -12,8 +12,8 @@ from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from thalweg.batching import rows_of
-from thalweg.errors import ShapeError
+from thalweg.batching import Batch, num_samples, rows_of
+from thalweg.errors import DataError, ShapeError
 from thalweg.kernels import plain_kernels
 from thalweg.objective import Objective
 from thalweg.paths.leg import Blend, BlendLeg, LazyLeg, Leg
@@ -275,7 +275,17 @@ def recut(objective: Objective, theta: Float[Tensor, " params"], runner: Runner)
                 runner.run(state, few)
     except (RuntimeError, ValueError, IndexError):  # a size is part of the code, or samples are not rows
         return objective
-    return objective.recut(theta, max(_FEW_SAMPLES, _PIECE_BYTES * count // seen.nbytes))
+    size = max(_FEW_SAMPLES, _PIECE_BYTES * count // seen.nbytes)
+    if objective.in_memory and max(_rows(batch) for batch in objective.batches()) <= size:
+        return objective
+    return objective.recut(theta, size)
+
+
+def _rows(batch: Batch) -> float:
+    try:
+        return num_samples(batch)
+    except DataError:
+        return float("inf")
 
 
 class _Largest(TorchFunctionMode):

@@ -304,7 +304,9 @@ def _measure(
     def visit(number: int, weight: float, batch: Batch, outputs: Any) -> None:
         losses[number] += weight * objective.reduced(outputs, batch[1]).cpu().double()
         weights[number] += weight
-        kind = classes.setdefault(id(batch), Classes.of(objective.loss, outputs, batch[1]))
+        if id(batch) not in classes:
+            classes[id(batch)] = Classes.of(objective.loss, outputs, batch[1])
+        kind = classes[id(batch)]
         counts[number] += kind.correct(outputs, batch[1]).cpu()
         counted[number] += kind.count(batch[1])
         steps.advance()

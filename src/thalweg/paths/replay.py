@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
@@ -24,6 +26,9 @@ that something that moves is made from. Chosen by us."""
 
 _MOST_BYTES = 2**30
 """Results that rest are held while a batch is recorded; beyond this much the batch is evaluated in full. Ours."""
+
+
+_RECTIFIERS = {torch.relu, functional.relu, Tensor.relu}
 
 
 class CannotReplayError(Exception):
@@ -42,6 +47,7 @@ class Entry:
         states: identities of the parameters and buffers that it took.
         fills: statistics that it wrote, by name.
         is_dropped: only the shape of the result is left.
+        overwrites: a ReLU that may be done in place, as nothing else takes what it is applied to.
     """
 
     function: Any
@@ -51,6 +57,7 @@ class Entry:
     states: tuple[int, ...] = ()
     fills: dict[str, Tensor] = field(default_factory=dict)
     is_dropped: bool = False
+    overwrites: bool = False
 
 
 class Recording(TorchFunctionMode):
@@ -89,12 +96,17 @@ class Recording(TorchFunctionMode):
         self._taken: dict[int, tuple[Tensor, int]] = {}
         self._uses: dict[str, int] = {}
         self._num_runs, self._before = num_runs, before
+        self._blended: set[int] = set()
+        self._times: dict[int, int] = {}
+        self._rectified: list[tuple[Entry, int]] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if not all(id(t) in self._known or id(t) in self._names or id(t) in self._moved for t in tensors):
             raise CannotReplayError("a tensor comes from an operation that cannot be seen")
+        for tensor in tensors:
+            self._times[id(tensor)] = self._times.get(id(tensor), 0) + 1
         moves = any(id(tensor) in self._moved for tensor in tensors)
         states = tuple(id(x) for x in tensors if id(x) in self._names and id(x) not in self._sinks)
         given = self._given_again(func, states) if not moves else None
@@ -121,6 +133,9 @@ class Recording(TorchFunctionMode):
                 self._take(leaf)
         if any(tensor._version != version for tensor, version in self._taken.values()):
             raise CannotReplayError("a tensor is written into after it was read")
+        given = {id(leaf) for leaf in tree_leaves(outputs)}
+        for entry, taken in self._rectified:
+            entry.overwrites = self._times[taken] == 1 and taken not in given
         self._drop()
         self._moved.clear()
         mapped: dict[str, int] = {}
@@ -153,6 +168,7 @@ class Recording(TorchFunctionMode):
             self._append(Entry(func, None, rests=False, map=found))
             self._take(found.inputs)
             value = found.at(self._terms, found.bias_of(args, kwargs))
+            self._blended.add(id(value))
         else:
             versions = [tensor._version for tensor in tensors]
             value = func(*args, **kwargs)
@@ -163,7 +179,9 @@ class Recording(TorchFunctionMode):
                     self._written(tensor)
                 elif id(tensor) not in self._moved:
                     raise CannotReplayError("what moves is written into what rests")
-            self._append(Entry(func, _plain_leaves(value), rests=False))
+            entry = self._append(Entry(func, _plain_leaves(value), rests=False))
+            if func in _RECTIFIERS and len(tensors) == 1 and id(tensors[0]) in self._blended:
+                self._rectified.append((entry, id(tensors[0])))
         for leaf in tree_leaves(value):
             if isinstance(leaf, Tensor):
                 self._moved[id(leaf)] = leaf
@@ -242,7 +260,7 @@ class Replaying(TorchFunctionMode):
             return entry.value
         if entry.map is not None:
             return entry.map.at(self._terms, entry.map.bias_of(args, kwargs))
-        value = func(*args, **kwargs)
+        value = args[0].relu_() if entry.overwrites and args else func(*args, **kwargs)
         if entry.value != _plain_leaves(value):
             raise CannotReplayError("the operations depend on values that move")
         return value

@@ -21,7 +21,8 @@ from thalweg.objective import Objective
 from thalweg.precision import copied
 from thalweg.probes.accuracy import Classes
 from thalweg.space import Space
-from thalweg.training.resumption import DAMAGES, KeptFile, Randomness, landscape_name, named
+from thalweg.training.naming import named
+from thalweg.training.resumption import DAMAGES, KeptFile, Randomness, landscape_name
 from thalweg.training.schedules import Schedule, learning_rate_factors
 from thalweg.training.shuffling import shuffled_batches
 from thalweg.training.single import OptimizerFactory
@@ -121,7 +122,7 @@ def fit(  # noqa: PLR0913 - the landscape, the start, and one keyword for each c
         augment: called as `augment(inputs, generator)` on each mini-batch, e.g. `thalweg.data.crop_and_flip`.
         keep: folder for the state after each epoch (at most one write a second). An interrupted training that is
             called again goes on from there and ends the same to the bit; it is told from others by its start, its
-            data, its settings and the state of the generator. Functions count by their names only.
+            module, data, settings and the state of the generator. Functions of yours count with their source.
         progress: called as `progress(share of the work, text)` after each epoch, and within long ones.
 
     Returns:

@@ -1,7 +1,6 @@
 """resumption: torch's own randomness made repeatable, and the file from which a mini-batch training goes on."""
 
 import contextlib
-import functools
 import hashlib
 import os
 import pickle
@@ -11,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import thalweg
 from thalweg.batching import num_samples, rows_of
 from thalweg.errors import CheckpointError, DataError
 from thalweg.objective import Objective
+from thalweg.training.naming import named, worded
 
 # Samples of the first batch at which loss and gradient name a landscape. Chosen by us: a mini-batch of the paper.
 _SAMPLES = 128
@@ -110,10 +110,12 @@ class KeptFile:
 
 
 def landscape_name(objective: Objective, theta: Tensor, settings: Iterable[Any]) -> str:
-    """Name a training by its start, its settings, its data, and loss and gradient at the start, to the last bit.
+    """Name a training by its module, start, settings, data, and loss and gradient at the start, to the last bit.
 
     Data in memory count as a whole, those of a loader by the first batch. The gradient is that of a few samples: it
-    tells one module and one loss from another without a pass over the data.
+    tells one module and one loss from another without a pass over the data. What shows in train mode alone, as a
+    dropout's p and a BatchNorm's momentum, is taken from the words of the module; users' classes and functions count
+    with their source.
 
     Args:
         objective: the landscape.
@@ -123,7 +125,9 @@ def landscape_name(objective: Objective, theta: Tensor, settings: Iterable[Any])
     Returns:
         Sixteen hexadecimal digits.
     """
-    digest = hashlib.sha256(repr((thalweg.__version__, objective.space, *settings)).encode())
+    own = worded(objective.loss) if isinstance(objective.loss, nn.Module) else named(objective.loss)
+    words = (thalweg.__version__, objective.space, worded(objective.module), own, *settings)
+    digest = hashlib.sha256(repr(words).encode())
     state = dict(objective.module.named_parameters()) | dict(objective.module.named_buffers())
     fixed = [tensor for name, tensor in state.items() if name not in objective.space.names]
     with Randomness(objective.device, 0).installed():  # a landscape in train mode may draw
@@ -147,13 +151,3 @@ def _loss_and_gradient(objective: Objective, theta: Tensor) -> list[Tensor]:
     if not loss.requires_grad:
         return [loss]
     return [loss.detach(), *torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)]
-
-
-def named(value: Any) -> str:
-    """Name a function, a class or a bound call so that another process gives it the same name."""
-    if isinstance(value, functools.partial):
-        return f"{named(value.func)}{value.args}{sorted(value.keywords.items())}"
-    if isinstance(value, str) or value is None:
-        return repr(value)
-    owner = value if hasattr(value, "__qualname__") else type(value)
-    return f"{owner.__module__}.{owner.__qualname__}"
