@@ -283,7 +283,7 @@ def recut(objective: Objective, theta: Float[Tensor, " params"], runner: Runner)
 
 def _rows(batch: Batch) -> float:
     try:
-        return num_samples(batch)
+        return float(num_samples(batch))
     except DataError:
         return float("inf")
 
