@@ -5,13 +5,13 @@ What, in float32, losses and accuracies at every point, equal ones asserted:
 - "linear": 61 points of a straight path of 784-2000-10 on 10,000 images (random ones: time does not depend on them);
 - "late": 21 points of the leg of 784-1024-512-10 on which only the last two layers move, on 2,000 samples;
 - "swaps": a path of legs that swap two of 2,000 units each, 2 points a leg, on 1,000 samples. Not paid for in full by
-  the plain ways: one leg in `--every` is run and the time scaled up.
+  the plain ways: some legs are run and the time scaled up.
 
 Ways: *loader* is how the authors do it (a net is built at t, its state loaded, and a `DataLoader` with batches of 128
 and no workers is read); *memory* is the same mathematics on tensors in memory, one forward pass of all the data for
 each t; *loop* is thalweg's sweep without reuse. CPU s: processor time of the process.
 
-Run: `python benchmarks/path_profile.py [--rounds 1] [--threads 2] [--legs 200]`.
+Run: `python benchmarks/path_profile.py [--rounds 1] [--threads 2] [--legs 200] [--only linear]`.
 
 Measured with one thread on a busy machine (load 8), one round, CPU s; the plain ways from 2 or 3
 of the points, scaled up ("late" in full: 3.3 to 3.7); to be repeated on a quiet machine, with the loader:

@@ -7,10 +7,14 @@ Units are freed with a ridge fit (1e-4) of the layer that reads them.
 
 Run: `OMP_NUM_THREADS=1 THALWEG_DATA=... python benchmarks/permutation.py [--slots 20 100 200]`.
 
-Measured on a busy machine, one thread, torch 2.13.0+cpu, one run; loss of the network 0.06561:
+Measured on a busy machine, one thread, torch 2.13.0+cpu, one run; loss of the network 0.06504:
 
                               legs  change of output  worst loss
-    free slots, 100             45           1.4e-14     0.06563
+    free slots, 100             45           2.1e-14     0.06507
+    reflections, 50 at once     40                       0.07048
+    reflections, 100 at once    20                       0.07594
+    reflections, 250 at once     8                       0.09080
+    swaps                     1992                       0.06538
 """
 
 import argparse

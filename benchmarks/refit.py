@@ -9,20 +9,15 @@ Run: `OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 THALWEG_DATA=... python benchmark
 [--without-pinv]`, or `--memory [--samples 50000]` for 4,096 features drawn chunk by chunk, and the process's largest
 resident size.
 
-Measured on a busy machine (load 8 on 2 cores: CPU seconds count), one thread, torch 2.13.0+cpu, one run:
+Measured on a busy 2-core AMD EPYC (load 3: CPU seconds count), one thread, torch 2.13.0+cpu, one run:
 
-    10,000 x 1,000                CPU s     residual   max |W|
-    thalweg, double                0.68  2.279500e-01    0.187
-    thalweg, single, ridge 1e-4    0.46  2.279510e-01    0.178
-    thalweg, single, ridge 1e-6    0.47  2.279500e-01    0.187
-    numpy.linalg.pinv, float32     8.53  2.280686e-01    0.194     12 and 19 times slower
+    10,000 x 2,000                CPU s     residual   max |W|
+    thalweg, double                2.31  1.995706e-01    0.319     11 times faster than pinv
+    thalweg, single, ridge 1e-4    1.33  1.995750e-01    0.291     19 times
+    thalweg, single, ridge 1e-6    1.26  1.995706e-01    0.319     20 times
+    numpy.linalg.pinv, float32    25.37  1.996426e-01    0.323
 
-    10,000 x 2,000
-    thalweg, double                2.66  1.995706e-01    0.319
-    thalweg, single, ridge 1e-4    1.43  1.995750e-01    0.291
-    thalweg, single, ridge 1e-6    1.55  1.995706e-01    0.319
-
-    9,000 x 4,096, --memory: 9 CPU s of sums, 3.1 to solve, 0.82 GiB (the number of samples does not count)
+    50,000 x 4,096, --memory: 46 CPU s of sums, 2.4 to solve, largest resident size 0.82 GiB
 """
 
 import argparse
