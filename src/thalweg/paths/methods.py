@@ -189,6 +189,9 @@ def obstacle(pair: Pair, method: Method) -> str | None:
     Args:
         pair: the networks.
         method: which one.
+
+    Returns:
+        The reason, or None.
     """
     if method.match != "none" or method.is_fitted:
         if not pair.view.groups:

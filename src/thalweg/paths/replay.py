@@ -120,13 +120,10 @@ class Recording(TorchFunctionMode):
         return self._move(func, tensors, args, kwargs)
 
     def finish(self, outputs: Any) -> frozenset[str]:
-        """End the record.
+        """End the record; it cannot be replayed if something that rests was written into after it was taken.
 
         Returns:
             Weights that only linear maps of what rests take, so that they need not be made at any t.
-
-        Raises:
-            CannotReplayError: something that rests was written into after it was taken.
         """
         for leaf in tree_leaves(outputs):
             if isinstance(leaf, Tensor):
@@ -266,11 +263,7 @@ class Replaying(TorchFunctionMode):
         return value
 
     def finish(self) -> None:
-        """End the run.
-
-        Raises:
-            CannotReplayError: there were fewer operations than recorded.
-        """
+        """End the run; there must be no fewer operations than recorded."""
         if self._place != len(self._entries):
             raise CannotReplayError("the operations depend on values that move")
 
