@@ -114,8 +114,8 @@ def refit(  # noqa: PLR0913 - the layer, the data, and what decides the least sq
         >>> x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         >>> site = Site("weight", "bias", 0)
         >>> fit = refit(site, x, 2 * x[:, :1] - 1, weight=layer.weight, bias=layer.bias)
-        >>> (fit.weight * 1000).round().tolist(), fit.status, fit.residual < 1e-9
-        ([[2000.0, 0.0]], 'cholesky', True)
+        >>> (fit.weight * 1000).round().int().tolist(), fit.status, fit.residual < 1e-9
+        ([[2000, 0]], 'cholesky', True)
     """
     weight, bias = weight.detach(), None if bias is None else bias.detach()
     flat = weight.reshape(site.groups, len(weight) // site.groups, -1)
