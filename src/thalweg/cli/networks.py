@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from thalweg.ensembles import EnsembleScore
-    from thalweg.ensembles.members import State
     from thalweg.objective import Objective
+    from thalweg.paths.pair import State
 
 
 @dataclass(frozen=True)

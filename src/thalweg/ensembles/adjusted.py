@@ -9,11 +9,12 @@ from torch.utils._pytree import tree_leaves
 
 from thalweg.ensembles.backbone import Cut, cut_before, mixed, readers
 from thalweg.ensembles.ensemble import Average, Ensemble, ensemble_of
-from thalweg.ensembles.members import FIT_SAMPLES, State, example_of, fit_inputs, settled
+from thalweg.ensembles.members import example_of, fit_inputs, settled
 from thalweg.ensembles.statistics import layers_with_statistics, re_estimated, statistics_of
 from thalweg.matching.refit import Fit, refit
 from thalweg.objective import Objective
 from thalweg.paths.adjust import RIDGE
+from thalweg.paths.pair import FIT_SAMPLES, State
 from thalweg.precision import copied
 from thalweg.structure.sites import Site, captured, execution
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from thalweg.ensembles.members import State
 from thalweg.errors import ConfigError, StructureError
+from thalweg.paths.pair import State
 from thalweg.structure.sites import Execution, Site, SiteCall, run_with
 
 

@@ -8,11 +8,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from thalweg.ensembles.members import State, example_of, settled
+from thalweg.ensembles.members import example_of, settled
 from thalweg.ensembles.statistics import layers_with_statistics, re_estimated
 from thalweg.errors import ConfigError, StructureError
 from thalweg.matching.refit import Fit
 from thalweg.objective import Objective
+from thalweg.paths.pair import State
 from thalweg.precision import copied, placed
 from thalweg.probes.accuracy import Classes
 from thalweg.structure.sites import Handler, SiteCall, run_with

@@ -1,6 +1,6 @@
 """Members: several trained networks of one architecture as complete states, and the samples for fits."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -8,16 +8,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from thalweg.batching import Batch, joined, num_samples, pieces
-from thalweg.errors import CheckpointError, ConfigError, DataError, ShapeError
+from thalweg.errors import ConfigError, DataError
 from thalweg.objective import Objective
+from thalweg.paths.pair import State, checked_state
 from thalweg.precision import copied
-
-State = Mapping[str, Tensor]
-"""Parameters and buffers by name."""
-
-FIT_SAMPLES = 10_000
-"""Samples that layers are fitted on, at most. Chosen by us: of 784-2000-10 on MNIST 6,000 to 12,000 give the same
-accuracy; the paper takes all of the training data."""
 
 _PIECE = 1000
 """Samples of a fit that pass the network at once. Chosen by us: their feature maps take about a GB at most."""
@@ -47,32 +41,7 @@ def settled(objective: Objective, sources: Sequence[nn.Module | State], *, least
     """
     if len(sources) < least:
         raise ConfigError(f"Expected {least} networks or more. Got {len(sources)}. Name them.")
-    own = {**dict(objective.module.named_parameters()), **dict(objective.module.named_buffers())}
-    kept_names = set(objective.module.state_dict(keep_vars=True))
-    return [_settled(own, kept_names, source, place) for place, source in enumerate(sources, 1)]
-
-
-def _settled(own: State, kept_names: set[str], source: nn.Module | State, place: int) -> dict[str, Tensor]:
-    if isinstance(source, nn.Module):
-        source = {**dict(source.named_parameters()), **dict(source.named_buffers())}
-    state = {}
-    for name, tensor in own.items():
-        if name not in source and name not in kept_names:  # a buffer that checkpoints leave out
-            state[name] = tensor.detach().clone()
-            continue
-        value = source.get(name)
-        if value is None or value.shape != tensor.shape:
-            got = "none" if value is None else str(tuple(value.shape))
-            raise ShapeError(
-                f"Expected {name!r} of shape {tuple(tensor.shape)} in every network. Got {got} in network {place}. "
-                "Take networks of one architecture."
-            )
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise CheckpointError(
-                f"Expected finite weights. Got NaN or infinity in {name!r} of network {place}. Train it again."
-            )
-        state[name] = value.detach().to(device=tensor.device, dtype=tensor.dtype).clone()
-    return state
+    return [checked_state(objective, source, f"network {place}") for place, source in enumerate(sources, 1)]
 
 
 def example_of(objective: Objective) -> tuple[Any, Any]:

@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from thalweg.ensembles.ensemble import single
-from thalweg.ensembles.members import State
 from thalweg.ensembles.repair import repaired
 from thalweg.ensembles.scores import EnsembleScore, evaluate
 from thalweg.ensembles.statistics import STATISTICS_SAMPLES, layers_with_statistics, re_estimated
@@ -19,7 +18,7 @@ from thalweg.matching.align import align
 from thalweg.matching.rebasin import straight_through
 from thalweg.objective import Objective
 from thalweg.paths.adjust import RIDGE, Adjuster
-from thalweg.paths.pair import Pair
+from thalweg.paths.pair import Pair, State
 from thalweg.paths.route import joint
 from thalweg.structure.symmetry import permute
 from thalweg.structure.tree import IntArray

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from thalweg.ensembles.members import State
+from thalweg.paths.pair import State
 from thalweg.structure.sites import Execution, Site, SiteCall, run_with
 
 

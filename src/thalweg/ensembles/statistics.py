@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from thalweg.ensembles.members import State, large_batches
+from thalweg.ensembles.members import large_batches
 from thalweg.kernels import plain_kernels
 from thalweg.objective import Objective
+from thalweg.paths.pair import State
 from thalweg.precision import copied
 
 STATISTICS_SAMPLES = 2000

@@ -3,7 +3,6 @@
 import copy
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -14,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from thalweg.batching import Batch, num_samples
 from thalweg.errors import DataError
 from thalweg.objective import Objective
+from thalweg.structure.trace import arguments_of, call
 from thalweg.training.shuffling import shuffled_batches
 
 
@@ -96,7 +96,7 @@ class Descent:
 
     def _loss(self, batch: Batch) -> Tensor:
         inputs, targets = batch
-        return self._objective.reduced(_call(self._module, inputs), targets)
+        return self._objective.reduced(call(self._module, arguments_of(inputs)), targets)
 
 
 def training_batches(objective: Objective, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
@@ -120,9 +120,3 @@ def endless_batches(objective: Objective, batch_size: int, generator: torch.Gene
     """Yield mini-batches, one pass over the data after another, each in a new order."""
     while True:
         yield from training_batches(objective, batch_size, generator)
-
-
-def _call(module: Any, inputs: Any) -> Any:
-    if isinstance(inputs, dict):
-        return module(**inputs)
-    return module(*inputs) if isinstance(inputs, tuple) else module(inputs)

@@ -83,7 +83,7 @@ class Pair:
             CheckpointError: a weight is not finite.
             DataError: the data cannot be cut into samples.
         """
-        states = [_settled(objective, source, word) for source, word in ((a, "first"), (b, "second"))]
+        states = [checked_state(objective, s, f"the {word} network") for s, word in ((a, "first"), (b, "second"))]
         for name, fixed in objective._constants.items():
             if not torch.equal(states[0][name], states[1][name]):
                 raise ShapeError(
@@ -123,15 +123,6 @@ class Pair:
         """Keep the buffers of a state."""
         return {name: state[name] for name in self.objective._buffers if name in state}
 
-    def between(self, parameters: State, of: State | None = None) -> dict[str, Tensor]:
-        """Complete trainable parameters to a state, with the buffers and the rest of A (or of another state)."""
-        return {**(self.a if of is None else of), **parameters}
-
-    @property
-    def has_batch_norm(self) -> bool:
-        """Whether some layer keeps running statistics."""
-        return any(isinstance(m, _BATCH_NORM) for m in self.objective.module.modules())
-
 
 def batch_statistics(module: nn.Module) -> nn.Module:
     """Copy a module so that layers with running statistics normalise by the batch; all else is in eval mode."""
@@ -145,37 +136,48 @@ def batch_statistics(module: nn.Module) -> nn.Module:
     return twin
 
 
-def _settled(objective: Objective, source: nn.Module | State, word: str) -> dict[str, Tensor]:
+def checked_state(objective: Objective, source: nn.Module | State, which: str) -> dict[str, Tensor]:
+    """Complete and check the state of a network.
+
+    Args:
+        objective: the landscape of a module of its architecture.
+        source: the network, or its state dict. Buffers that state dicts leave out are the objective's own.
+        which: what to call it in messages.
+
+    Returns:
+        Every parameter and buffer of the module, on the device and in the dtypes of the objective.
+
+    Raises:
+        ShapeError: a name is missing or unknown, or a shape differs.
+        CheckpointError: a weight is not finite.
+    """
     if isinstance(source, nn.Module):
         source = {**dict(source.named_parameters()), **dict(source.named_buffers())}
     own = {**dict(objective.module.named_parameters()), **dict(objective.module.named_buffers())}
-    stored = set(objective.module.state_dict())
+    stored = set(objective.module.state_dict(keep_vars=True))
     strangers = sorted(set(source) - stored - set(own))
     if strangers:
         raise ShapeError(
-            f"Expected the names of the module in the {word} network. Got {', '.join(strangers[:3])} besides"
-            f"{' and more' if len(strangers) > 3 else ''}. Connect two networks of one architecture."
+            f"Expected the names of the module in {which}. Got {', '.join(strangers[:3])} besides"
+            f"{' and more' if len(strangers) > 3 else ''}. Take networks of one architecture."
         )
     state = {}
     for name, tensor in own.items():
-        if name not in source:
-            if name in stored:
-                raise ShapeError(
-                    f"Expected {name!r} in the {word} network. Got none. Connect two networks of one architecture."
-                )
-            state[name] = tensor.detach()  # a buffer that is not kept in checkpoints
+        if name not in source and name not in stored:
+            state[name] = tensor.detach().clone()
             continue
-        value = source[name].detach()
-        if value.shape != tensor.shape:
+        value = source.get(name)
+        if value is None or value.shape != tensor.shape:
+            got = "none" if value is None else str(tuple(value.shape))
             raise ShapeError(
-                f"Expected {name!r} of shape {tuple(tensor.shape)}. Got {tuple(value.shape)} in the {word} network. "
-                "Connect two networks of one architecture."
+                f"Expected {name!r} of shape {tuple(tensor.shape)}. Got {got} in {which}. "
+                "Take networks of one architecture."
             )
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise CheckpointError(
-                f"Expected finite weights. Got NaN or infinity in {name!r} of the {word} network. Train it again."
+                f"Expected finite weights. Got NaN or infinity in {name!r} of {which}. Train it again."
             )
-        state[name] = value.to(device=tensor.device, dtype=tensor.dtype).clone()
+        state[name] = value.detach().to(device=tensor.device, dtype=tensor.dtype).clone()
     return state
 
 

@@ -207,9 +207,7 @@ class _Route:
             self.legs.append(leg)
 
 
-def joint(
-    pair: Pair, target: State, *, adjuster: Adjuster, knots: int = KNOTS, only_last: bool = False
-) -> tuple[list[Leg], State]:
+def joint(pair: Pair, target: State, *, adjuster: Adjuster, knots: int = KNOTS) -> tuple[list[Leg], State]:
     """Move all layers at once, each but the first fitted to pre-activations between those of both networks.
 
     At t the layers' targets and the ridge's centre are (1-t)·A + t·B, so that both ends are exact and there is one
@@ -220,7 +218,6 @@ def joint(
         target: where to go; aligned to A, or the fits have little to hold on to.
         adjuster: with a ridge.
         knots: stretches between two fits.
-        only_last: fit the last linear map only.
 
     Returns:
         The leg, and the target.
@@ -233,7 +230,7 @@ def joint(
         for s in pair.execution.sites
         if s.weight in trained and s.calls == 1 and _reads_units(pair, s.weight)
     ]
-    chosen = frozenset(names[-1:] if only_last else names)
+    chosen = frozenset(names)
     here, there = adjuster.targets(pair.a, chosen), adjuster.targets({**pair.a, **target}, chosen)
     leg = blend_leg("all layers", pair.trained(pair.a), pair.trained(target))
     fits: list[dict[str, Tensor]] = []

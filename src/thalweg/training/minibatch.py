@@ -21,6 +21,7 @@ from thalweg.objective import Objective
 from thalweg.precision import copied
 from thalweg.probes.accuracy import Classes
 from thalweg.space import Space
+from thalweg.structure.trace import arguments_of, call
 from thalweg.training.naming import named
 from thalweg.training.resumption import DAMAGES, KeptFile, Randomness, landscape_name
 from thalweg.training.schedules import Schedule, learning_rate_factors
@@ -290,7 +291,7 @@ class _Run:
         objective, module, optimizer = self._loop.objective, self._module, self._optimizer
         for weight, (inputs, targets) in self._loop.batches(self._generator):
             optimizer.zero_grad(set_to_none=True)
-            outputs = _call(module, inputs)
+            outputs = call(module, arguments_of(inputs))
             loss = objective.reduced(outputs, targets)
             if loss.requires_grad:
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -389,9 +390,3 @@ class _Teller:
 
     def _text(self, loss: float) -> str:
         return f"epoch {self._epoch + 1} of {self._epochs}, loss {loss:.4g}"
-
-
-def _call(module: nn.Module, inputs: Any) -> Any:
-    if isinstance(inputs, dict):
-        return module(**inputs)
-    return module(*inputs) if isinstance(inputs, tuple) else module(inputs)

@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from thalweg.errors import ConfigError
 from thalweg.objective import Objective
+from thalweg.structure.trace import arguments_of, call
 
 # Records per decade of steps when `record="log"`. Chosen by us: 50 give steps 5 % apart, about 230 records
 # in 300,000 steps, and a plateau of the shortest kind counted by `stagnation` (a factor 1.2) still holds
@@ -203,7 +204,7 @@ class _Slope:
         self.gradient.zero_()
         total, weights = 0.0, 0.0
         for weight, (inputs, targets) in self._batches or self._objective.weighted_batches():
-            loss = self._objective.reduced(_call(self._module, inputs), targets)
+            loss = self._objective.reduced(call(self._module, arguments_of(inputs)), targets)
             if loss.requires_grad:
                 (loss if weight == 1.0 else loss * weight).backward()  # type: ignore[no-untyped-call]
             total += weight * loss.item()
@@ -216,12 +217,6 @@ class _Slope:
     def l1(self) -> float:
         """‖∇R‖₁ as of the last refresh."""
         return float(self.gradient.abs().sum())
-
-
-def _call(module: nn.Module, inputs: Any) -> Any:
-    if isinstance(inputs, dict):
-        return module(**inputs)
-    return module(*inputs) if isinstance(inputs, tuple) else module(inputs)
 
 
 def _stepper(slope: _Slope, optimizer: str | OptimizerFactory, learning_rate: float) -> Callable[[], object]:
