@@ -35,3 +35,7 @@ class StoreError(ThalwegError, OSError):
 
 class NumericalError(ThalwegError, ArithmeticError):
     """A number that must be finite is not."""
+
+
+class MemoryLimitError(ThalwegError, MemoryError):
+    """What is asked for would take more memory than there is, or than is allowed."""

@@ -2,6 +2,7 @@
 
 import io
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from thalweg.data import cifar10, mnist
+from thalweg.data import cifar10, cifar100, mnist
 from thalweg.data import hub as hub_module
 from thalweg.errors import DataError
 
@@ -21,18 +22,19 @@ def pixels() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (COUNT, 28, 28), dtype=np.uint8)
 
 
+def encoded(array: np.ndarray) -> dict[str, object]:
+    stream = io.BytesIO()
+    import_module("PIL.Image").fromarray(array).save(stream, format="PNG")
+    return {"bytes": stream.getvalue(), "path": None}
+
+
 @pytest.fixture
 def root(tmp_path: Path, pixels: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder in the layout of the hub, its MNIST in two shards, and a cache beside it."""
     polars = pytest.importorskip("polars")
-    image = pytest.importorskip("PIL.Image")
+    pytest.importorskip("PIL.Image")
     monkeypatch.setenv("THALWEG_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("THALWEG_DATA", raising=False)
-
-    def encoded(array: np.ndarray) -> dict[str, object]:
-        stream = io.BytesIO()
-        image.fromarray(array).save(stream, format="PNG")
-        return {"bytes": stream.getvalue(), "path": None}
 
     folder = tmp_path / "data" / "mnist" / "mnist"
     folder.mkdir(parents=True)
@@ -59,6 +61,36 @@ def test_colours_stand_before_rows_and_columns(root: Path, pixels: np.ndarray) -
     data = cifar10("test", data_root=root)
     assert_close(data.inputs[0] * 255, torch.from_numpy(pixels[:3]).float())
     assert data.targets.tolist() == [7]
+
+
+@pytest.fixture
+def root_100(root: Path, pixels: np.ndarray) -> Path:
+    """The folder of `root` with CIFAR-100 in it."""
+    folder = root / "cifar100" / "cifar100"
+    folder.mkdir(parents=True)
+    colours = np.stack([pixels[0], pixels[1], pixels[2]], axis=-1)
+    images = {"img": [encoded(colours), encoded(colours[::-1])], "fine_label": [99, 41], "coarse_label": [3, 8]}
+    import_module("polars").DataFrame(images).write_parquet(folder / "train-00000-of-00001.parquet")
+    return root
+
+
+def test_the_fine_classes_of_cifar_100_are_its_labels(root_100: Path, pixels: np.ndarray) -> None:
+    data = cifar100(data_root=root_100, dtype=torch.float64)
+    expected = torch.from_numpy(pixels[:3]).double() / 255
+    assert_close(data.inputs, torch.stack([expected, expected.flip(1)]), rtol=1e-12, atol=1e-12)
+    assert (data.targets.tolist(), data.num_classes, data.name) == ([99, 41], 100, "cifar100-train")
+    means, stds = (torch.tensor(v).reshape(3, 1, 1) for v in ((0.491, 0.482, 0.447), (0.247, 0.243, 0.262)))
+    normalized = cifar100(data_root=root_100, normalize=True, num_samples=1)
+    assert_close(normalized.inputs[0], (expected.float() - means) / stds)
+    with pytest.raises(DataError, match=r"cifar100/test-\*-of-00001.* Got 0\. Copy the files of uoft-cs/cifar100"):
+        cifar100("test", data_root=root_100)
+
+
+def test_sets_are_found_by_their_folders(root_100: Path) -> None:
+    found = dict.fromkeys(("mnist", "cifar10", "cifar100"), root_100)
+    assert hub_module.known_sets(root_100) == found
+    for folder in (root_100 / "cifar100", root_100 / "cifar100" / "cifar100"):
+        assert hub_module.known_sets(folder) == {"cifar100": root_100}
 
 
 def test_the_second_reading_needs_the_cache_only(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -149,9 +149,9 @@ def _stated_widths(metadata: dict[str, str]) -> dict[str, int]:
 def _resized(module: "nn.Module", inputs: "Inputs", widths: dict[str, int]) -> "nn.Module":
     import torch
 
-    from thalweg.embeddings.checked import placed_for
     from thalweg.embeddings.surgery import fitting, module_of_sizes
     from thalweg.structure import trace
+    from thalweg.structure.comparison import placed_for
     from thalweg.structure.trace import call
 
     view = trace(module, inputs, verify=False)

@@ -114,9 +114,9 @@ def _from_folder(folder: Path, splits: Sequence[Split], keywords: Mapping[str, A
             f"Write --data {folder / next(iter(found))}."
         )
     raise DataError(
-        "Expected a folder in the Hugging Face layout of a known set: mnist/mnist/*.parquet or "
-        f"cifar10/plain_text/*.parquet. Got {folder}, which holds neither. Name a folder that does, or your own "
-        "loader: --data file.py:name."
+        "Expected a folder in the Hugging Face layout of a known set: mnist/mnist/*.parquet, "
+        f"cifar10/plain_text/*.parquet or cifar100/cifar100/*.parquet. Got {folder}, which holds none of them. "
+        "Name a folder that does, or your own loader: --data file.py:name."
     )
 
 

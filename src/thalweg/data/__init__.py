@@ -6,6 +6,7 @@ from thalweg.data.embedded import diabetes as diabetes
 from thalweg.data.embedded import digits as digits
 from thalweg.data.embedded import iris as iris
 from thalweg.data.hub import cifar10 as cifar10
+from thalweg.data.hub import cifar100 as cifar100
 from thalweg.data.hub import mnist as mnist
 from thalweg.data.synthetic import gaussian as gaussian
 from thalweg.data.synthetic import three_tanh as three_tanh

@@ -6,10 +6,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch import nn
 
 from thalweg.embeddings.exactness import implied_embedding, require_exact
 from thalweg.embeddings.plan import Plan, split_plan
@@ -19,7 +17,7 @@ from thalweg.embeddings.surgery import fitting
 from thalweg.errors import StructureError
 from thalweg.space import Space
 from thalweg.structure import View, trace
-from thalweg.structure.trace import Inputs, arguments_of, call, output_tensors
+from thalweg.structure.comparison import output_change
 
 _SAME = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Relative change of the outputs that rounding may cause (chosen by us, far above what is seen: 1e-15 and 1e-6);
@@ -102,7 +100,7 @@ def embed(
     embedding = Embedding(view, Space.of(module), plan)
     result = embedding.wide(module) if wide is None else _filled(wide, embedding, module)
     with nullcontext() if wide is not None else fitting(result, view, plan.widths):
-        error = _difference(result, module, inputs)
+        error = output_change(result, module, inputs)
     _require_same(error, module, "wide")
     require_exact(module, result, embedding, inputs)
     return Embedded(result, embedding, view, error)
@@ -174,7 +172,7 @@ def reduce_by(module: nn.Module, inputs: Any, reduction: Reduction, *, keeps_out
     """
     result = reduction.narrow(module)
     with fitting(result, reduction.view, {n: after for n, (_, after) in reduction.widths.items()}):
-        error = _difference(result, module, inputs)
+        error = output_change(result, module, inputs)
     if keeps_outputs:
         _require_same(error, module, "narrow")
     require_exact(result, module, implied_embedding(reduction, result), inputs)
@@ -199,54 +197,6 @@ def _filled(wide: nn.Module, embedding: Embedding, module: nn.Module) -> nn.Modu
         for name, tensor in {**dict(result.named_parameters()), **dict(result.named_buffers())}.items():
             tensor.copy_(state[name])
     return result.train(module.training)
-
-
-def placed_for(module: nn.Module, inputs: Any) -> Inputs:
-    """Give an example batch as arguments on a module's device, in its dtype.
-
-    Args:
-        module: with at least one parameter.
-        inputs: a tensor, a tuple of arguments, or a dict of keyword arguments.
-
-    Returns:
-        A tuple of arguments, or a dict of keyword arguments.
-    """
-    place = next(module.parameters())
-    placed: Inputs = tree_map_only(
-        Tensor,
-        lambda t: t.to(place.device, place.dtype) if t.is_floating_point() else t.to(place.device),
-        arguments_of(inputs),
-    )
-    return placed
-
-
-def _difference(result: nn.Module, module: nn.Module, inputs: Any) -> float:
-    """Give max|f_result - f| / max|f| in eval mode; infinity if the shapes differ."""
-    arguments = placed_for(module, inputs)
-    modes = [(m, m.training) for m in (*result.modules(), *module.modules())]
-    try:
-        with torch.no_grad():
-            theirs = _tensors(call(module.eval(), arguments))
-            try:
-                mine = _tensors(call(result.eval(), arguments))
-            except StructureError:
-                raise
-            except Exception as error:  # whatever a user's forward raises
-                raise StructureError(
-                    f"Expected the resized module to run. Got {type(error).__name__}: {error}. "
-                    "Its code fixes a size: pass your own module with the new sizes."
-                ) from error
-    finally:
-        for layer, mode in modes:
-            layer.training = mode
-    if [t.shape for t in mine] != [t.shape for t in theirs]:
-        return float("inf")
-    errors = [float((a - b).abs().max()) / (float(b.abs().max()) or 1.0) for a, b in zip(mine, theirs, strict=True)]
-    return float(np.max(errors, initial=0.0))  # a NaN stays one
-
-
-def _tensors(outputs: Any) -> list[Tensor]:
-    return [t.to(torch.float64) for t in output_tensors(outputs) if t.numel()]
 
 
 def _require_same(error: float, module: nn.Module, which: str) -> None:

@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from thalweg.embeddings.checked import placed_for
 from thalweg.embeddings.depth_layers import (
     Affine,
     Expansion,
@@ -28,6 +27,7 @@ from thalweg.embeddings.depth_layers import (
 from thalweg.errors import ConfigError, NumericalError, StructureError
 from thalweg.precision import copied
 from thalweg.space import Space
+from thalweg.structure.comparison import placed_for
 from thalweg.structure.trace import Inputs, call, output_tensors
 
 _SHRINK = 0.25

@@ -2,6 +2,7 @@
 
 from thalweg.nets.activation import Activation as Activation
 from thalweg.nets.activation import activation_module as activation_module
+from thalweg.nets.alexnet import alexnet as alexnet
 from thalweg.nets.cnn import CNN as CNN
 from thalweg.nets.cnn import LeNet as LeNet
 from thalweg.nets.cnn import conv2fc1 as conv2fc1
@@ -14,5 +15,6 @@ from thalweg.nets.resnet import resnet20 as resnet20
 from thalweg.nets.transformer import GPT as GPT
 from thalweg.nets.transformer import BlockWidths as BlockWidths
 from thalweg.nets.transformer import EncoderClassifier as EncoderClassifier
+from thalweg.nets.vanilla_cnn import vanilla_cnn as vanilla_cnn
 from thalweg.nets.vgg import VGG as VGG
 from thalweg.nets.vgg import vgg16 as vgg16

@@ -15,6 +15,7 @@ from thalweg.training.polishing import CriticalPoints as CriticalPoints
 from thalweg.training.polishing import polish_all as polish_all
 from thalweg.training.population import PopulationRun as PopulationRun
 from thalweg.training.population import train_population as train_population
+from thalweg.training.reporting import Observe as Observe
 from thalweg.training.schedules import Schedule as Schedule
 from thalweg.training.schedules import learning_rate_factors as learning_rate_factors
 from thalweg.training.shuffling import shuffled_batches as shuffled_batches

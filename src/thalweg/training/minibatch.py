@@ -7,7 +7,7 @@ dropout, BatchNorm in train mode and augmentation, and cares for where it ends: 
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from thalweg.probes.accuracy import Classes
 from thalweg.space import Space
 from thalweg.structure.trace import arguments_of, call
 from thalweg.training.naming import named
+from thalweg.training.reporting import Observe, Observer, Progress, Teller, observer_words
 from thalweg.training.resumption import DAMAGES, KeptFile, Randomness, landscape_name
 from thalweg.training.schedules import Schedule, learning_rate_factors
 from thalweg.training.shuffling import shuffled_batches
@@ -33,11 +34,10 @@ LEARNING_RATES = {"sgd": 0.01, "adam": 0.001}
 
 # Seconds between two states on disk, at least. Chosen by us: a training of tiny epochs would do little but write.
 _KEPT_EVERY = 1.0
-# Seconds between two reports of progress within an epoch. Chosen by us.
-_TOLD_EVERY = 0.5
+# At most this share of the time goes into writing. Chosen by us: the state of a large net takes seconds to write.
+_WRITING_SHARE = 0.1
 
 Augment = Callable[[Any, torch.Generator], Any]
-Progress = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ class Fit:
         accuracies: share of the labels predicted meanwhile, shape (epochs,); None where targets are no labels.
         status: "finished", or "diverged" (NaN or infinity in the loss, the weights or the buffers).
         epochs: number of epochs that led to `theta`.
-        seconds: wall time, that before an interruption included.
+        seconds: wall time, that before an interruption included, that of `observe` not.
+        observations: what `observe` returned at the start and after each epoch; empty where nothing observed.
     """
 
     theta: Float[Tensor, " params"]
@@ -61,6 +62,7 @@ class Fit:
     status: Literal["finished", "diverged"]
     epochs: int
     seconds: float
+    observations: tuple[Mapping[str, float], ...] = ()
 
     def write(self, module: nn.Module) -> None:
         """Copy the point and the buffers into a module, in place, casting to its dtype and device.
@@ -97,6 +99,8 @@ def fit(  # noqa: PLR0913 - the landscape, the start, and one keyword for each c
     weight_decay: float = 1e-4,
     schedule: str | Schedule = "paper",
     augment: Augment | None = None,
+    shuffle: bool = True,
+    observe: Observe | None = None,
     keep: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Fit:
@@ -121,16 +125,23 @@ def fit(  # noqa: PLR0913 - the landscape, the start, and one keyword for each c
         schedule: factor on η, settled anew at each epoch's start: "paper" (1 up to half of the epochs, then linear
             to 0.01 at 90 %, then constant), "constant", "cosine", or a function of the share of the epochs done.
         augment: called as `augment(inputs, generator)` on each mini-batch, e.g. `thalweg.data.crop_and_flip`.
-        keep: folder for the state after each epoch (at most one write a second). An interrupted training that is
-            called again goes on from there and ends the same to the bit; it is told from others by its start, its
-            module, data, settings and the state of the generator. Functions of yours count with their source.
+        shuffle: draw a new order for every epoch; else each has the same mini-batches, in the order of the data.
+        observe: called as `observe(epochs done, module)` at the start and after each epoch that ended finite, with
+            the module in training, in eval mode: it may read, measure and save, but must not change the module. Its
+            numbers by name are kept with the training, which it does not disturb; torch's global generator is
+            seeded for it, by `generator` and the epoch. An epoch that is done again is observed again.
+        keep: folder for the state after each epoch (at most one write a second, and a tenth of the time). An
+            interrupted training that is called again goes on from there and ends the same to the bit; it is told
+            from others by its start, module, data, settings and the state of the generator. Functions of yours count
+            with their source.
         progress: called as `progress(share of the work, text)` after each epoch, and within long ones.
 
     Returns:
         The end point, its buffers, and losses and accuracies epoch by epoch.
 
     Raises:
-        ConfigError: an unknown optimizer or schedule, a number out of its range, a generator that is not on the CPU.
+        ConfigError: an unknown optimizer or schedule, a number out of its range, a generator that is not on the CPU,
+            or what `observe` returns are no numbers.
         ShapeError: theta does not fit the module.
         DataError: the batches cannot be cut, or no target counts in the loss.
         CheckpointError: the folder of `keep` cannot be written.
@@ -151,21 +162,22 @@ def fit(  # noqa: PLR0913 - the landscape, the start, and one keyword for each c
             f"Expected theta of shape ({objective.num_params},). Got {tuple(theta.shape)}. "
             "Build it with Objective.theta(module)."
         )
-    loop = _Loop(objective, batch_size, optimizer, learning_rate, momentum, weight_decay, augment)
+    loop = _Loop(objective, batch_size, optimizer, learning_rate, momentum, weight_decay, augment, shuffle)
     factors = learning_rate_factors(schedule, epochs)
     _require_on_cpu(generator)
     file = None
     if keep is not None:
-        settings = (*loop.words(), objective.device.type, factors, generator.get_state().tolist())
+        words = (*loop.words(), *observer_words(observe))
+        settings = (*words, objective.device.type, factors, generator.get_state().tolist())
         file = KeptFile(keep, landscape_name(objective, theta, settings))
     seed = int(torch.randint(2**62, (1,), generator=generator))
-    run = _Run(loop, theta, generator, seed)
+    run = _Run(loop, theta, generator, seed, observe)
     state = file.read() if file is not None else None
     if state is not None:
         try:
             run.take_up(state)
         except DAMAGES:  # of another form: the training begins anew
-            run = _Run(loop, theta, generator, seed)
+            run = _Run(loop, theta, generator, seed, observe)
     run.complete(factors, file, progress)
     return run.result()
 
@@ -187,6 +199,7 @@ class _Loop:
         momentum: float,
         weight_decay: float,
         augment: Augment | None,
+        shuffle: bool,
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"Expected a batch size of at least 1. Got {batch_size}. Choose a positive number.")
@@ -204,6 +217,7 @@ class _Loop:
                 raise ConfigError(f"Expected a {name} that is not negative. Got {value}. Choose another.")
         self.objective, self.batch_size, self.learning_rate = objective, batch_size, rate
         self._optimizer, self._options, self.augment = optimizer, (momentum, weight_decay), augment
+        self._shuffle = shuffle
         self.weigh = mean_weight(objective.loss, objective.reduction)
         self.skips_single = batch_size > 1 and any(
             isinstance(part, nn.modules.batchnorm._BatchNorm) for part in objective.module.modules()
@@ -213,7 +227,7 @@ class _Loop:
 
     def words(self) -> tuple[Any, ...]:
         """Everything of the settings that decides the result, in a form whose text is stable."""
-        fixed = (self.batch_size, self.learning_rate, *self._options)
+        fixed = (self.batch_size, self._shuffle, self.learning_rate, *self._options)
         return (*fixed, named(self._optimizer), named(self.augment), self.objective.reduction)
 
     def build_optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
@@ -237,7 +251,7 @@ class _Loop:
 
     def batches(self, generator: torch.Generator) -> Iterator[tuple[float, Batch]]:
         """Yield (weight under the mean, mini-batch) of one epoch."""
-        for inputs, targets in shuffled_batches(self.objective, self.batch_size, generator):
+        for inputs, targets in shuffled_batches(self.objective, self.batch_size, generator, shuffle=self._shuffle):
             if self.skips_single and num_samples((inputs, targets)) == 1:
                 continue
             weight = 1.0 if self.objective.reduction == "sum" else self.weigh(targets)
@@ -248,10 +262,13 @@ class _Loop:
 class _Run:
     """A training under way: a copy of the module, its optimizer, and the books."""
 
-    def __init__(self, loop: _Loop, theta: Tensor, generator: torch.Generator, seed: int) -> None:
+    def __init__(
+        self, loop: _Loop, theta: Tensor, generator: torch.Generator, seed: int, observe: Observe | None
+    ) -> None:
         objective = loop.objective
         self._loop, self._generator = loop, generator
         self._randomness = Randomness(objective.device, seed)
+        self._observer = Observer(observe, self._randomness)
         self._module = copied(objective.module, device=objective.device, dtype=objective.dtype).train()
         objective.space.write(theta, self._module)
         self._optimizer = loop.build_optimizer(self._module)
@@ -262,27 +279,30 @@ class _Run:
 
     def complete(self, factors: tuple[float, ...], file: KeptFile | None, progress: Progress | None) -> None:
         """Run the epochs that are left."""
-        last_write = -math.inf
+        next_write, before = -math.inf, None
+        self._observer.look(0, self._module)
         for epoch in range(len(self._losses), len(factors)):
             if self._is_diverged:
                 return
             start = time.perf_counter()
             for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
                 group["lr"] = rate * factors[epoch]
-            before = self._tensors(is_copied=True)
-            told = _Teller(progress, epoch, len(factors), self._loop.num_batches)
+            before = self._copied(before)
+            told = Teller(progress, epoch, len(factors), self._loop.num_batches)
             with self._randomness.installed():
                 loss, accuracy = self._epoch(told)
             self._note(loss, accuracy, before)
-            now = time.perf_counter()
-            self._seconds += now - start
+            self._seconds += time.perf_counter() - start
+            self._observer.look(len(self._losses), self._module)
             is_last = self._is_diverged or epoch == len(factors) - 1
-            if file is not None and (is_last or now - last_write >= _KEPT_EVERY):
+            now = time.perf_counter()
+            if file is not None and (is_last or now >= next_write):
                 file.write(self._state())
-                last_write = time.perf_counter()
+                written = time.perf_counter()
+                next_write = written + _KEPT_EVERY * max(1.0, (written - now) / _WRITING_SHARE)
             told.end(loss)
 
-    def _epoch(self, told: "_Teller") -> tuple[float, float | None]:
+    def _epoch(self, told: Teller) -> tuple[float, float | None]:
         """Take the steps of one epoch; give the mean loss and the accuracy on the way."""
         losses: list[Tensor] = []
         weights: list[float] = []
@@ -336,11 +356,20 @@ class _Run:
             status="diverged" if self._is_diverged else "finished",
             epochs=len(self._losses),
             seconds=self._seconds,
+            observations=tuple(self._observer.found),
         )
 
-    def _tensors(self, *, is_copied: bool = False) -> dict[str, Tensor]:
+    def _tensors(self) -> dict[str, Tensor]:
         found = dict(self._module.named_parameters()) | dict(self._module.named_buffers())
-        return {name: t.detach().clone() if is_copied else t.detach() for name, t in found.items()}
+        return {name: tensor.detach() for name, tensor in found.items()}
+
+    def _copied(self, into: dict[str, Tensor] | None) -> dict[str, Tensor]:
+        """Copy all tensors, into an earlier copy where there is one: a large net is not allocated for every epoch."""
+        if into is None:
+            return {name: tensor.clone() for name, tensor in self._tensors().items()}
+        for name, tensor in self._tensors().items():
+            into[name].copy_(tensor)
+        return into
 
     def _overwrite(self, tensors: dict[str, Tensor]) -> None:
         for name, tensor in self._tensors().items():
@@ -356,37 +385,15 @@ class _Run:
             "accuracies": self._accuracies,
             "seconds": self._seconds,
             "is_diverged": self._is_diverged,
+            "observations": self._observer.found,
         }
 
     def take_up(self, state: dict[str, Any]) -> None:
         """Stand where `_state` was taken; raises one of `DAMAGES` if it is of another form."""
+        self._observer.take_up(state["observations"], len(state["losses"]))
         self._overwrite(state["tensors"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._losses, self._accuracies = list(state["losses"]), list(state["accuracies"])
         self._seconds, self._is_diverged = float(state["seconds"]), bool(state["is_diverged"])
         self._randomness.states = list(state["randomness"])
         self._generator.set_state(state["generator"])
-
-
-class _Teller:
-    """Tells the progress of an epoch, at most every half second."""
-
-    def __init__(self, progress: Progress | None, epoch: int, epochs: int, num_batches: int | None) -> None:
-        self._progress, self._epoch, self._epochs, self._num_batches = progress, epoch, epochs, num_batches
-        self._last = time.monotonic()
-
-    def step(self, losses: list[Tensor]) -> None:
-        """Report within an epoch of known length."""
-        if self._progress is None or self._num_batches is None or time.monotonic() - self._last < _TOLD_EVERY:
-            return
-        self._last = time.monotonic()
-        share = min(len(losses) / self._num_batches, 1.0)
-        self._progress((self._epoch + share) / self._epochs, self._text(float(losses[-1])))
-
-    def end(self, loss: float) -> None:
-        """Report the end of the epoch."""
-        if self._progress is not None:
-            self._progress((self._epoch + 1) / self._epochs, self._text(loss))
-
-    def _text(self, loss: float) -> str:
-        return f"epoch {self._epoch + 1} of {self._epochs}, loss {loss:.4g}"

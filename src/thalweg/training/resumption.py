@@ -40,9 +40,8 @@ class Randomness:
         self._indices: list[int] = []
         if device.type == "cuda":
             self._indices = [torch.cuda.current_device() if device.index is None else device.index]
-        with self._forked():
-            for generator in self._generators():
-                generator.manual_seed(seed)
+        self._seed = seed
+        with self.aside(0):
             self.states = [generator.get_state() for generator in self._generators()]
 
     @contextlib.contextmanager
@@ -53,6 +52,18 @@ class Randomness:
                 generator.set_state(state)
             yield
             self.states = [generator.get_state() for generator in self._generators()]
+
+    @contextlib.contextmanager
+    def aside(self, place: int) -> Iterator[None]:
+        """Seed the generators while a block runs that is no part of the training; afterwards all is as before.
+
+        Args:
+            place: tells one such block of the training from others.
+        """
+        with self._forked():
+            for generator in self._generators():
+                generator.manual_seed(self._seed + place)
+            yield
 
     def _forked(self) -> contextlib.AbstractContextManager[None]:
         forked: contextlib.AbstractContextManager[None] = torch.random.fork_rng(devices=self._indices)

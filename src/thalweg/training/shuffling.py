@@ -1,4 +1,4 @@
-"""Mini-batches in a new random order on every pass, from whatever data an objective has."""
+"""Mini-batches in a new random order on every pass, or in that of the data, from whatever data an objective has."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,9 @@ from thalweg.objective import Objective
 from thalweg.precision import placed
 
 
-def shuffled_batches(objective: Objective, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
+def shuffled_batches(
+    objective: Objective, batch_size: int, generator: torch.Generator, *, shuffle: bool = True
+) -> Iterator[Batch]:
     """Yield one pass over the data in a new random order, on the device and in the dtype of the objective.
 
     Data in memory are shuffled as a whole; batches of a loader come in the loader's order, each shuffled and cut.
@@ -18,6 +20,7 @@ def shuffled_batches(objective: Objective, batch_size: int, generator: torch.Gen
         objective: whose data.
         batch_size: samples of a mini-batch; the last one may be smaller.
         generator: source of the order, on the CPU.
+        shuffle: if not, the rows stay in their order and nothing is drawn.
 
     Yields:
         (inputs, targets).
@@ -34,7 +37,9 @@ def shuffled_batches(objective: Objective, batch_size: int, generator: torch.Gen
     """
     batches = list(objective.batches()) if objective.in_memory else []
     for batch in [joined(batches)] if len(batches) > 1 else batches or objective.batches():
-        order = torch.randperm(num_samples(batch), generator=generator)
+        count = num_samples(batch)
+        # Rows in order are copied too: what augments, or a ReLU in place, must not write into the user's data.
+        order = torch.randperm(count, generator=generator) if shuffle else torch.arange(count)
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size].to(objective.device)
             yield placed(rows_of(batch, rows), device=objective.device, dtype=objective.dtype)
