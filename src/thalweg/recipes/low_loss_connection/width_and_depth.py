@@ -13,7 +13,7 @@ from thalweg.lab.claims import Claim
 from thalweg.lab.recipe import Context, Outcome, Recipe
 from thalweg.lab.tables import Table, Tables
 from thalweg.recipes.low_loss_connection.endpoints import DataName, Task, TrainedPreset, endpoints, load, pairs_of
-from thalweg.recipes.low_loss_connection.ranks import spearman
+from thalweg.lab.ranks import spearman
 
 if TYPE_CHECKING:
     from torch import nn

@@ -1,0 +1,187 @@
+"""Figure 3, middle and right: gradient and curvature where a network is lifted, and after it trained on.
+
+Counts as reproduced: both rise and fall with the relax time, and training in the relaxed space lowers them.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from thalweg.lab.claims import Claim
+from thalweg.lab.recipe import Context, Outcome, Recipe
+from thalweg.lab.tables import Table, Tables
+from thalweg.recipes.needle_in_the_haystack import relax
+from thalweg.recipes.needle_in_the_haystack.measures import CNN_COST
+from thalweg.recipes.needle_in_the_haystack.protocol import (
+    Protocol,
+    ProtocolPreset,
+    Relaxed,
+    Share,
+    averages,
+    loaded,
+    part,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from thalweg.lab.figures import Figure
+
+MEASURES = {"gradient": "norm of the gradient", "curvature": "largest eigenvalue of the Hessian"}
+
+
+class SharpnessPreset(ProtocolPreset):
+    """Parameters of the measurement: those of the protocol, and how it is measured."""
+
+    measured_samples: int = 2_000
+    """Training samples, the first ones, that gradient and Hessian are of (ours: the paper does not say)."""
+    tolerance: float = 0.01
+    """Relative error of the eigenvalue at which the search ends (ours)."""
+    most_products: int = 60
+    """Products with the Hessian for one eigenvalue, at most (ours)."""
+
+
+def _shared(preset: ProtocolPreset, **changes: Any) -> SharpnessPreset:
+    own = {name: getattr(preset, name) for name in ProtocolPreset.model_fields}
+    return SharpnessPreset(**{**own, **changes})
+
+
+PAPER = _shared(relax.PAPER)
+CPU = _shared(relax.CPU, num_seeds=1)
+QUICK = _shared(relax.QUICK, num_seeds=1, measured_samples=200, relax_times=(0, 2, 5, 12))
+
+
+def run(preset: SharpnessPreset, context: Context) -> Outcome:
+    """Run the protocol, and measure each network where it is lifted and at its end."""
+    images = loaded(preset, context)
+    rows: Table = []
+    shares = Share(context).split([1.0] * len(preset.seeds))
+    for seed, share in zip(preset.seeds, shares, strict=True):
+        protocol = Protocol(preset, context, seed, images)
+        context.progress(share.start, relax.sizes(protocol))
+        weights = [CNN_COST * preset.epochs, *[preset.relaxed_epochs] * len(preset.times)]
+        parts = share.split(weights)
+        snapshots, _ = protocol.convolutional(next(parts), preset.times)
+        for time in preset.times:
+            own = next(parts)
+
+            def compute(
+                time: int = time,
+                own: Share = own,
+                protocol: Protocol = protocol,
+                states: "dict[int, dict[str, Tensor]]" = snapshots,
+            ) -> dict[str, Any]:
+                made = protocol.relaxed(states[time], time, "fc", own)
+                return {"rows": _both(preset, protocol, made)}
+
+            rows += part(context, f"{seed}-{time}", compute)["rows"]
+    by_time = averages(rows, ("relax_time", "when"), tuple(MEASURES))
+    return Outcome(tables={"sharpness": rows, "by_time": by_time}, measured=_measured(by_time))
+
+
+def _both(preset: SharpnessPreset, protocol: Protocol, made: Relaxed) -> Table:
+    """Measure a network at its start and its end."""
+    from thalweg.probes import eigenpairs, gradient_norm
+
+    images = protocol.images.first(preset.measured_samples)
+    rows: Table = []
+    for when in ("end", "start"):  # the module stands at its end
+        if when == "start":
+            made.module.load_state_dict(dict(made.start))
+        objective = images.objective(made.module, protocol.context)
+        theta = objective.theta()
+        found = eigenpairs(objective, theta, tolerance=preset.tolerance, max_products=preset.most_products)
+        gradient = gradient_norm(objective, theta)
+        rows.append(
+            {
+                "seed": protocol.seed,
+                "relax_time": made.time,
+                "when": when,
+                "loss": gradient.value,
+                "gradient": gradient.l2,
+                "curvature": float(found.values[0]),
+                "curvature_residual": float(found.residuals[0]),
+                "is_converged": bool(found.converged[0]),
+            }
+        )
+    return rows[::-1]
+
+
+def _measured(by_time: Table) -> dict[str, Any]:
+    """Measure the claims: where the peaks are, and how far training lowers them there."""
+    start = {row["relax_time"]: row for row in by_time if row["when"] == "start"}
+    end = {row["relax_time"]: row for row in by_time if row["when"] == "end"}
+    times = sorted(start)
+    measured: dict[str, Any] = {}
+    for name in MEASURES:
+        peak = max(times, key=lambda time: float(start[time][name]))
+        measured[f"{name}_peak"] = {"peak": peak, "first": times[0], "last": times[-1]}
+        measured[f"{name}_falls"] = start[peak][name] / end[peak][name]
+    return measured
+
+
+def _is_between(measured: dict[str, int]) -> bool:
+    return measured["first"] < measured["peak"] < measured["last"]
+
+
+def figures(tables: Tables) -> "Sequence[Figure]":
+    """Draw both measures over the relax time, before and after training."""
+    from thalweg.lab.figures import curves
+
+    words = {"start": "where it is lifted", "end": "after training on"}
+    rows = [{**row, "when": words[row["when"]], "place": row["relax_time"] + 1} for row in tables["by_time"]]
+    return [
+        curves(
+            rows,
+            id=name,
+            title=f"Over the relax time: the {title}",
+            caption="On the same training samples, before and after training in the relaxed space.",
+            x="place",
+            y=name,
+            series="when",
+            lower=f"{name}_least",
+            upper=f"{name}_most",
+            log_x=True,
+            log_y=True,
+            x_title="relax time in epochs + 1",
+            y_title=title,
+        )
+        for name, title in MEASURES.items()
+    ]
+
+
+def _claims() -> tuple[Claim, ...]:
+    found = []
+    for name, title in MEASURES.items():
+        found += [
+            Claim(
+                f"{name}_peak",
+                f"The {title} where a network is lifted rises with the relax time, then falls: where it is largest.",
+                "at about epoch 20 of 150",
+                "neither at the first nor at the last relax time",
+                _is_between,
+            ),
+            Claim(
+                f"{name}_falls",
+                f"Training in the relaxed space lowers the {title}: ratio of before to after, at its peak.",
+                "about 10",
+                "at least 3",
+                lambda m: m >= 3,
+            ),
+        ]
+    return tuple(found)
+
+
+RECIPE = Recipe(
+    name="needle_in_the_haystack/sharpness",
+    title="Gradient and curvature at the relax time, before and after",
+    source="dascoli2019finding, figure 3",
+    version=1,
+    presets={"paper": PAPER, "cpu": CPU, "quick": QUICK},
+    claims=_claims(),
+    run=run,
+    figures=figures,
+    summary=(
+        "The norm of the gradient and the largest eigenvalue of the Hessian of the training loss tell how steep and "
+        "how narrow the landscape is where a network leaves the convolutional subspace, and where it ends."
+    ),
+)
