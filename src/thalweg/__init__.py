@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from thalweg.ensembles import output_ensemble as output_ensemble
     from thalweg.ensembles import wa_ensemble as wa_ensemble
     from thalweg.ensembles import weight_average as weight_average
+    from thalweg.lifting import LocallyConnected as LocallyConnected
+    from thalweg.lifting import deviation as deviation
+    from thalweg.lifting import lift as lift
     from thalweg.matching.align import align as align
     from thalweg.objective import Objective as Objective
     from thalweg.paths.decomposition import layer_barriers as layer_barriers
@@ -49,6 +52,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Ensemble": "thalweg.ensembles",
     "HessianOperator": "thalweg.probes",
+    "LocallyConnected": "thalweg.lifting",
     "Objective": "thalweg.objective",
     "Pair": "thalweg.paths",
     "Space": "thalweg.space",
@@ -59,6 +63,7 @@ _HOMES = {
     "connectivity_width": "thalweg.paths",
     "critical_subspace": "thalweg.embeddings",
     "deepen": "thalweg.embeddings",
+    "deviation": "thalweg.lifting",
     "eigenpairs": "thalweg.probes",
     "embed": "thalweg.embeddings",
     "examine": "thalweg.probes",
@@ -67,6 +72,7 @@ _HOMES = {
     "hessian": "thalweg.probes",
     "inertia": "thalweg.probes",
     "layer_barriers": "thalweg.paths",
+    "lift": "thalweg.lifting",
     "merge": "thalweg.ensembles",
     "minimise": "thalweg.training",
     "output_ensemble": "thalweg.ensembles",
@@ -87,6 +93,7 @@ _HOMES = {
 __all__ = [
     "Ensemble",
     "HessianOperator",
+    "LocallyConnected",
     "Objective",
     "Pair",
     "Space",
@@ -98,6 +105,7 @@ __all__ = [
     "connectivity_width",
     "critical_subspace",
     "deepen",
+    "deviation",
     "eigenpairs",
     "embed",
     "examine",
@@ -106,6 +114,7 @@ __all__ = [
     "hessian",
     "inertia",
     "layer_barriers",
+    "lift",
     "merge",
     "minimise",
     "output_ensemble",

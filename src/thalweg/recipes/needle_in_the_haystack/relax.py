@@ -70,11 +70,12 @@ QUICK = CPU.model_copy(
         "image_size": None,
         "width": 8.0,
         "batch_size": 20,
-        "epochs": 12,
-        "relaxed_epochs": 10,
-        "relaxed_learning_rate": 0.05,
-        "relax_times": (0, 2, 5, 12),
-        "num_seeds": 2,
+        "epochs": 20,
+        "learning_rate": 0.3,
+        "relaxed_epochs": 20,
+        "relaxed_learning_rate": 0.3,
+        "relax_times": (0, 8, 20),
+        "num_seeds": 1,
         "default_at_full_size": False,
     }
 )
@@ -95,6 +96,8 @@ def run(preset: RelaxPreset, context: Context) -> Outcome:
     measured = _measured(tables["networks"], by_time)
     if not preset.padded:
         del measured["far"]
+    if preset.data == "digits":  # neither of a size nor of a kind at which the paper compares networks
+        measured = {key: measured[key] for key in ("exact", "falls", "remembers", "off_local", "small")}
     if preset.default_at_full_size:
         context.progress(0.95, "the default dense network at the paper's size: 442 MB")
         tables["default"] = [default_deviation(padded=padded) for padded in (True, False)]
