@@ -5,6 +5,8 @@ from thalweg.paths.curves import hold_then_fall as hold_then_fall
 from thalweg.paths.curves import train_curve as train_curve
 from thalweg.paths.decomposition import LayerBarrier as LayerBarrier
 from thalweg.paths.decomposition import layer_barriers as layer_barriers
+from thalweg.paths.elastic import ElasticRun as ElasticRun
+from thalweg.paths.elastic import elastic_string as elastic_string
 from thalweg.paths.flow import fit_bijection as fit_bijection
 from thalweg.paths.flow import fit_flow as fit_flow
 from thalweg.paths.flow_leg import FlowLeg as FlowLeg
@@ -37,6 +39,8 @@ from thalweg.paths.saved import save_path as save_path
 from thalweg.paths.stages import Stage as Stage
 from thalweg.paths.stages import stages as stages
 from thalweg.paths.straight import linear as linear
+from thalweg.paths.streamed import StateFile as StateFile
+from thalweg.paths.streamed import hollow as hollow
 from thalweg.paths.string import StringRun as StringRun
 from thalweg.paths.string import string as string
 from thalweg.paths.trained import TRAINED as TRAINED

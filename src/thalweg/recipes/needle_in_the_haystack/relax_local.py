@@ -40,7 +40,7 @@ def _shared(preset: ProtocolPreset, **changes: Any) -> RelaxLocalPreset:
 
 PAPER = _shared(relax.PAPER)
 CPU = _shared(relax.CPU, relax_times=(0, 10, 40))
-QUICK = _shared(relax.QUICK, relax_times=(0, 20))
+QUICK = _shared(relax.QUICK, relax_times=(0, 15))
 
 
 def run(preset: RelaxLocalPreset, context: Context) -> Outcome:

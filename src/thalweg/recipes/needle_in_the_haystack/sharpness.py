@@ -50,7 +50,7 @@ def _shared(preset: ProtocolPreset, **changes: Any) -> SharpnessPreset:
 
 PAPER = _shared(relax.PAPER)
 CPU = _shared(relax.CPU, num_seeds=1)
-QUICK = _shared(relax.QUICK, measured_samples=200)
+QUICK = _shared(relax.QUICK, measured_samples=200, relaxed_epochs=3)
 
 
 def run(preset: SharpnessPreset, context: Context) -> Outcome:
