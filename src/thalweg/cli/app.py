@@ -23,6 +23,7 @@ COMMANDS = {
     "view": "Print the groups of units of a network: what makes them, what reads them, what may be done to them.",
     "embed": "Write a wider checkpoint that computes the same; a critical point stays a critical point.",
     "reduce": "Write a narrower checkpoint; without --similarity and --amplitude it computes the same.",
+    "lift": "Write a checkpoint whose convolutions are dense or locally connected, and which computes the same.",
     "train": "Train a network from several seeds and write a checkpoint of each; what is there is not trained again.",
     "probe": "Measure gradient, curvature, degeneracy and slices of the landscape at checkpoints of a network.",
     "connect": "Connect two checkpoints of one network by paths of low loss, and measure each path from end to end.",

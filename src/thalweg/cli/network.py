@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from thalweg.cli.launch import import_from_here
+from thalweg.cli.lifted import LIFTED_KEY, Relaxed, Statement, metadata_of, rebuilt
 from thalweg.cli.references import called, find_object, keywords_of, signature_of
 from thalweg.errors import CheckpointError, ConfigError, StructureError
 from thalweg.lab.suggest import did_you_mean
@@ -61,12 +62,19 @@ class Network:
         inputs: example batch, a tuple of arguments or a dict of keyword arguments.
         words: how the batch was come by, for the output.
         widths: widths by group that the checkpoint says it has, as `thalweg embed` and `reduce` write them.
+        relaxed: what the module was lifted from, if the checkpoint says so, as `thalweg lift` writes it.
     """
 
     module: "nn.Module"
     inputs: "Inputs"
     words: str
     widths: dict[str, int]
+    relaxed: Relaxed | None = None
+
+    @property
+    def lift_metadata(self) -> dict[str, str]:
+        """Metadata that a checkpoint of this module needs for being lifted; empty if it is not."""
+        return {} if self.relaxed is None else {LIFTED_KEY: self.relaxed.statement.worded()}
 
 
 def load_network(
@@ -82,43 +90,79 @@ def load_network(
 ) -> Network:
     """Build a module, fill it from a checkpoint, and find an example batch, unless `inputs` are one.
 
-    A checkpoint that `thalweg embed` or `thalweg reduce` wrote fits the factory it was made with: the module is
-    resized as the checkpoint says.
+    A checkpoint that `thalweg embed`, `reduce` or `lift` wrote fits the factory it was made with: the module is
+    resized or lifted as the checkpoint says.
 
     Raises:
         CheckpointError: the checkpoint cannot be read, or does not fit the module.
         ConfigError: the factory or the example cannot be found, called or guessed.
+        MemoryLimitError: the module is lifted, and too large for this machine.
     """
-    from thalweg.checkpoint import load_into, load_metadata, load_state
+    from thalweg.checkpoint import load_state
 
     if trust_pickle:  # a pickled module needs the code that made it
         import_from_here()
     if trust_pickle and model is not None:
         find_object(model)
+    metadata = metadata_of(checkpoint, trust_pickle=trust_pickle) if checkpoint else {}
     state = load_state(checkpoint, trust_pickle=trust_pickle) if checkpoint else None
+    statement, widths = Statement.read(metadata), _stated_widths(metadata)
     module = build_module(model, net, arguments)
     dtypes = {t.dtype for t in (state or {}).values() if t.is_floating_point()}
     if len(dtypes) == 1:
         module = module.to(dtypes.pop())
     module.eval()
     if inputs is None:
-        inputs, words = example_of(module, shape, example)
+        stated = statement.shape if statement is not None and example is None else None
+        inputs, words = example_of(module, shape or stated, example)
     else:
         words = "the data"
     _settle_lazy_layers(module, inputs)
-    widths: dict[str, int] = {}
-    if state is not None and checkpoint is not None:
-        widths = {} if trust_pickle else _stated_widths(load_metadata(checkpoint))
-        try:
-            load_into(module, state)
-        except CheckpointError as error:
-            if not _is_of_other_widths(module, state):
-                raise
-            if not widths:
-                raise CheckpointError(f"{error} Give them to the factory: --arg key=value.") from error
-            module = _resized(module, inputs, widths)
-            load_into(module, state)
-    return Network(module, inputs, words, widths)
+    if state is None:
+        return Network(module, inputs, words, widths)
+    if statement is None:
+        return Network(_filled(module, inputs, state, widths), inputs, words, widths)
+    module, relaxed = _relaxed(module, inputs, statement, state, widths)
+    return Network(module, inputs, words, widths, relaxed)
+
+
+def width_metadata(widths: Mapping[str, int]) -> dict[str, str]:
+    """Give the metadata of a checkpoint whose groups have other widths than its factory makes; empty without."""
+    return {WIDTHS_KEY: json.dumps(dict(widths))} if widths else {}
+
+
+def _filled(
+    module: "nn.Module", inputs: "Inputs", state: "Mapping[str, Tensor]", widths: dict[str, int]
+) -> "nn.Module":
+    """Fill a module from a checkpoint, resized first if it says so."""
+    from thalweg.checkpoint import load_into
+
+    try:
+        load_into(module, state)
+    except CheckpointError as error:
+        if not _is_of_other_widths(module, state):
+            raise
+        if not widths:
+            raise CheckpointError(f"{error} Give them to the factory: --arg key=value.") from error
+        module = _resized(module, inputs, widths)
+        load_into(module, state)
+    return module
+
+
+def _relaxed(
+    module: "nn.Module",
+    inputs: "Inputs",
+    statement: Statement,
+    state: "Mapping[str, Tensor]",
+    widths: dict[str, int],
+) -> "tuple[nn.Module, Relaxed]":
+    """Lift a module as a checkpoint says, and fill it; resized first if it says so and does not fit as it is."""
+    try:
+        return rebuilt(module, inputs, statement, state)
+    except CheckpointError:
+        if not widths:
+            raise
+    return rebuilt(_resized(module, inputs, widths), inputs, statement, state)
 
 
 def _settle_lazy_layers(module: "nn.Module", inputs: "Inputs") -> None:

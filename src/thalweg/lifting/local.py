@@ -125,10 +125,10 @@ class LocallyConnected(nn.Module):
                 "locally-connected layer has a kernel for each position: make one for this size."
             )
         batched = inputs if inputs.ndim == len(geometry.input_size) + 2 else inputs.unsqueeze(0)
-        rows = batched.reshape(len(batched), geometry.in_channels, geometry.pixels).permute(2, 1, 0).contiguous()
+        rows = batched.reshape(len(batched), geometry.in_channels, geometry.pixels)
         kernels = self.weight.reshape(geometry.positions, geometry.out_channels, geometry.taps, -1)
-        found = self._patches.multiplied(rows, kernels)  # (positions, out, batch)
-        outputs = found.permute(2, 1, 0).reshape(len(batched), geometry.out_channels, *geometry.output_size)
+        found = self._patches.outputs(rows, kernels)
+        outputs = found.reshape(len(batched), geometry.out_channels, *geometry.output_size)
         if self.bias is not None:
             outputs = outputs + self.bias
         return outputs if batched is inputs else outputs.squeeze(0)

@@ -54,7 +54,7 @@ def _shared(preset: ProtocolPreset, **changes: Any) -> InterpolatePreset:
 
 
 PAPER = _shared(relax.PAPER, epochs=100, relax_times=(1, 6, 23, 78))
-CPU = _shared(relax.CPU, relax_times=(1, 3, 10, 30), num_seeds=1)
+CPU = _shared(relax.CPU, relax_times=(1, 5, 15, 30), num_seeds=1)
 QUICK = _shared(
     relax.QUICK, points=5, relax_times=(0, 8), relaxed_epochs=3, string_epochs=1, string_learning_rate=0.05
 )

@@ -45,17 +45,21 @@ PAPER_ADAM = PAPER.model_copy(update={"optimizer": "adam", "learning_rate": 1e-3
 """Figure 10, left. The paper does not give Adam's rates: torch's for the CNN, a tenth for the relaxed, as for SGD."""
 PAPER_ALEXNET = PAPER.model_copy(update={"data": "cifar100", "network": "alexnet", "width": 1.0})
 """Figures 10, right, 11 and 12: 239 million parameters."""
+# Chosen by us: the dense network has 2.3 million parameters, and trains for a tenth of the paper's steps, so that rates
+# are larger. Sizes were settled on one dense network from scratch and one relaxed at epoch 0, seed 0: at half the width
+# and data they end alike.
 CPU = PAPER.model_copy(
     update={
-        "num_train": 10_000,
+        "num_train": 20_000,
         "num_test": 5_000,
         "image_size": 16,
-        "width": 16.0,
-        "batch_size": 50,
+        "width": 32.0,
         "epochs": 40,
-        "relaxed_epochs": 30,
-        "num_times": 12,
-        "relax_times": (0, 1, 3, 10, 20, 40),
+        "learning_rate": 0.2,
+        "relaxed_epochs": 20,
+        "relaxed_learning_rate": 0.05,
+        "num_times": 8,
+        "relax_times": (0, 3, 10, 20, 40),
         "num_seeds": 3,
         "padded": False,
         "default_at_full_size": True,
