@@ -21,10 +21,10 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from thalweg.lab.claims import Claim
+from thalweg.lab.ranks import spearman
 from thalweg.lab.recipe import Context, Outcome, Recipe
 from thalweg.lab.tables import Table, Tables
 from thalweg.recipes.low_loss_connection.endpoints import DataName, Task, TrainedPreset, endpoints, load, pairs_of
-from thalweg.lab.ranks import spearman
 
 if TYPE_CHECKING:
     from torch import nn

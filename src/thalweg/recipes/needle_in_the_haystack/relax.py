@@ -45,9 +45,9 @@ PAPER_ADAM = PAPER.model_copy(update={"optimizer": "adam", "learning_rate": 1e-3
 """Figure 10, left. The paper does not give Adam's rates: torch's for the CNN, a tenth for the relaxed, as for SGD."""
 PAPER_ALEXNET = PAPER.model_copy(update={"data": "cifar100", "network": "alexnet", "width": 1.0})
 """Figures 10, right, 11 and 12: 239 million parameters."""
-# Chosen by us: the dense network has 2.3 million parameters, and trains for a tenth of the paper's steps, so that rates
-# are larger. Sizes were settled on one dense network from scratch and one relaxed at epoch 0, seed 0: at half the width
-# and data they end alike.
+# Chosen by us: the dense network has 2.3 million parameters, and trains for a tenth of the paper's steps, at larger
+# rates. Width and data were settled on one dense network from scratch and one relaxed at epoch 0, of seed 0: with half
+# of both they end alike.
 CPU = PAPER.model_copy(
     update={
         "num_train": 20_000,
