@@ -46,8 +46,8 @@ PAPER_ADAM = PAPER.model_copy(update={"optimizer": "adam", "learning_rate": 1e-3
 PAPER_ALEXNET = PAPER.model_copy(update={"data": "cifar100", "network": "alexnet", "width": 1.0})
 """Figures 10, right, 11 and 12: 239 million parameters."""
 # Chosen by us: the dense network has 2.3 million parameters, and trains for a tenth of the paper's steps, at larger
-# rates. Width and data were settled on a dense network from scratch and one relaxed at epoch 0, of seed 0: with half of
-# both they end alike.
+# rates. Width and data were settled on a dense network from scratch and one relaxed at epoch 0, of seed 0: with half
+# of both they end alike.
 CPU = PAPER.model_copy(
     update={
         "num_train": 20_000,
