@@ -9,7 +9,7 @@ import pytest
     "name",
     [
         *("MLP", "two_layer", "CNN", "LeNet", "conv2fc1", "VGG", "vgg16"),
-        *("ResNet", "resnet20", "EncoderClassifier", "GPT"),
+        *("ResNet", "resnet20", "EncoderClassifier", "GPT", "vanilla_cnn", "alexnet"),
     ],
 )
 def test_every_net_resolves_in_the_room(name: str) -> None:

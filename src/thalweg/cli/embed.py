@@ -81,7 +81,8 @@ def embed(  # noqa: PLR0913, PLR0917 - one argument per option of the command li
     from thalweg.checkpoint import save_state
 
     widened = {**network.widths, **made.embedding.plan.widths}
-    save_state(target, made.module.state_dict(), {WIDTHS_KEY: json.dumps(widened), "thalweg.source": checkpoint.name})
+    metadata = {WIDTHS_KEY: json.dumps(widened), "thalweg.source": checkpoint.name, **network.lift_metadata}
+    save_state(target, made.module.state_dict(), metadata)
     _show(network, made, kept, target, as_json=as_json)
 
 

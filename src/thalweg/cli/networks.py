@@ -1,13 +1,12 @@
 """Several checkpoints of one network on the command line, on one landscape; and a checkpoint made of them."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thalweg.cli.landscape import Landscape, objective_on
-from thalweg.cli.network import WIDTHS_KEY, Network, load_network
+from thalweg.cli.network import Network, load_network, width_metadata
 from thalweg.cli.parts import Value
 from thalweg.cli.snapshots import example_from
 from thalweg.errors import CheckpointError
@@ -124,8 +123,8 @@ def write_network(networks: Networks, state: "State", target: Path, source: str)
     from thalweg.ensembles import evaluate, single
     from thalweg.ensembles.members import filled
 
-    widths = networks.network.widths
-    metadata = {"thalweg.source": source, **({WIDTHS_KEY: json.dumps(widths)} if widths else {})}
+    network = networks.network
+    metadata = {"thalweg.source": source, **width_metadata(network.widths), **network.lift_metadata}
     save_state(target, filled(networks.network.module, state).state_dict(), metadata)
     again = load_network(target, **networks.built, shape=None, example=None, inputs=networks.network.inputs)
     own: Mapping[str, Tensor] = {**dict(again.module.named_parameters()), **dict(again.module.named_buffers())}

@@ -173,7 +173,8 @@ def write_narrow(
     )
     widths = result.reduction.widths
     left = {n: after for n, (before, after) in widths.items() if n in network.widths or after < before}
-    save_state(target, result.module.state_dict(), {WIDTHS_KEY: json.dumps(left), "thalweg.source": checkpoint.name})
+    metadata = {WIDTHS_KEY: json.dumps(left), "thalweg.source": checkpoint.name, **network.lift_metadata}
+    save_state(target, result.module.state_dict(), metadata)
 
 
 def facts(network: Network, result: "Reduced", target: Path) -> dict[str, Any]:
