@@ -11,10 +11,11 @@ from torch import Tensor
 
 from thalweg.errors import ConfigError, ShapeError
 from thalweg.lifting.layers import LiftedLayer
-from thalweg.lifting.lifting import Lifting
+from thalweg.lifting.lifting import Lifting, require_shape
 
-# Entries of a dense weight that are copied at once to look at what is not local. Chosen by us: 32 MB in double.
-_AT_ONCE = 2**22
+# Entries of a weight that are copied at once. Chosen by us: 512 KB in double, which stays in the cache (the sum of
+# squares of 37.8 million weights takes 0.06 s, and 0.71 s with 2**22 entries).
+_AT_ONCE = 2**16
 
 
 @dataclass(frozen=True)
@@ -73,13 +74,13 @@ def deviation(lifting: Lifting, state: Mapping[str, Tensor]) -> Deviation:
         if name not in names:
             continue
         layer, kind = names[name]
+        require_shape(name, tensor, layer.weight_shape if kind == "weight" else layer.bias_shape)
         row = rows[layer.name]
         row.whole += square
         if kind == "weight":
             row.off_local, row.tied, row.spread = _squares(layer, tensor)
         else:
-            biases = tensor.reshape(layer.geometry.out_channels, -1).double()
-            row.spread_bias = float((biases - biases.mean(1, keepdim=True)).square().sum())
+            row.spread_bias = _variation(tensor.reshape(layer.geometry.out_channels, -1).double())
     off = sum(row.off_local for row in rows.values())
     spread_weights = sum(row.spread for row in rows.values())
     away = off + spread_weights + sum(row.spread_bias for row in rows.values())
@@ -108,6 +109,7 @@ def masked(
 
     Raises:
         ConfigError: another word.
+        ShapeError: a lifted weight has another shape than its layer.
 
     **Source:** dascoli2019finding (arXiv 1906.06766), figure 5.
     """
@@ -118,6 +120,7 @@ def masked(
         layer, kind = names.get(name, (None, "bias"))
         if layer is None or kind == "bias":
             continue
+        require_shape(name, tensor, layer.weight_shape)
         whole = tensor.detach().contiguous()
         masked_weight = torch.zeros_like(whole) if keep == "local" else whole.clone()
         for (_, own), (_, theirs) in zip(layer.ties(masked_weight), layer.ties(whole), strict=True):
@@ -142,7 +145,7 @@ def filter_image(
         The weights, 0 where the unit has none.
 
     Raises:
-        ShapeError: no such layer, channel or position.
+        ShapeError: no such layer, channel or position, or its weight is missing or has another shape.
 
     **Source:** the filters of dascoli2019finding (arXiv 1906.06766), figures 6, 7 and 12.
     """
@@ -158,7 +161,11 @@ def filter_image(
             f"Expected a channel below {geometry.out_channels} and a position within {geometry.output_size}. Got "
             f"{channel} and {position}. Choose a unit of {layer!r}."
         )
-    weight = state[f"{layer}.{own.inner}weight" if layer else f"{own.inner}weight"].detach()
+    name = f"{layer}.{own.inner}weight" if layer else f"{own.inner}weight"
+    if name not in state:
+        raise ShapeError(f"Expected a parameter {name!r}. Got {len(state)} others. Use a state of the lifted net.")
+    weight = state[name].detach()
+    require_shape(name, weight, own.weight_shape)
     if own.kind == "fc":
         rows = weight.reshape(
             geometry.out_channels, *geometry.output_size, geometry.in_channels, *geometry.input_size
@@ -211,7 +218,7 @@ def _squares(layer: LiftedLayer, weight: Tensor) -> tuple[float, float, float]:
             continue
         own = view.flatten(3).double()
         tied += float(own.square().sum())
-        spread_squares += float((own - own.mean(3, keepdim=True)).square().sum())
+        spread_squares += _variation(own)
     if layer.kind == "local":
         return 0.0, tied, spread_squares
     off = 0.0
@@ -236,10 +243,16 @@ def _flat(place: Sequence[int], size: Sequence[int]) -> int:
 
 
 def _square(tensor: Tensor) -> float:
-    """Sum the squares, in double precision, a few megabytes at a time."""
+    """Sum the squares, in double precision, a piece at a time."""
     flat = tensor.reshape(-1)
     stretches = (flat[start : start + _AT_ONCE] for start in range(0, len(flat), _AT_ONCE))
     return sum((float(part.double().square().sum()) for part in stretches), 0.0)
+
+
+def _variation(rows: Tensor) -> float:
+    """Sum the squares about the mean of each row; of the differences from its first, so that equal numbers give 0."""
+    away = rows - rows[..., :1]
+    return float((away - away.mean(-1, keepdim=True)).square().sum())
 
 
 def _root(part: float, whole: float) -> float:

@@ -49,7 +49,8 @@ class Geometry:
     def __post_init__(self) -> None:
         object.__setattr__(self, "dilation", self.dilation or (1,) * len(self.input_size))
         parts = (self.input_size, self.kernel_size, self.stride, self.padding, self.dilation)
-        counts = (self.in_channels, self.out_channels, self.groups, *self.kernel_size, *self.stride, *self.dilation)
+        counts = (self.in_channels, self.out_channels, self.groups, *self.input_size, *self.kernel_size)
+        counts += (*self.stride, *self.dilation, len(self.input_size))
         is_split = self.groups > 0 and not (self.in_channels % self.groups or self.out_channels % self.groups)
         if len({len(p) for p in parts}) != 1 or min(counts) < 1 or not is_split or min(self.output_size) < 1:
             raise ShapeError(

@@ -14,8 +14,7 @@ from thalweg.errors import ConfigError, StructureError
 from thalweg.lifting.geometry import Geometry, dense_ties, local_ties
 from thalweg.precision import copied
 from thalweg.structure.comparison import placed_for
-from thalweg.structure.sites import execution
-from thalweg.structure.trace import call
+from thalweg.structure.sites import Site, execution
 
 Kind = Literal["fc", "local", "shared"]
 KINDS = ("fc", "local", "shared")
@@ -196,23 +195,28 @@ def _convolutions(module: nn.Module) -> dict[tuple[str, ...], nn.Module]:
 def _observed(module: nn.Module, inputs: Any) -> tuple[dict[str, list[tuple[int, ...]]], dict[str, str]]:
     """Run a module once: the sizes of what each convolution is applied to, and why some cannot be lifted."""
     sizes: dict[str, list[tuple[int, ...]]] = {}
+    counts: dict[str, int] = {}
+    reasons: dict[str, str] = {}
     handles = []
     layers = _convolutions(module)
 
-    def note(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def hook(layer: nn.Module, args: tuple[Any, ...]) -> None:
-            size = tuple(args[0].shape[-len(_kernel(layer)) :]) if args else ()
+    def note(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        def hook(layer: nn.Module, args: tuple[Any, ...], _: dict[str, Any]) -> None:
+            counts[name] = counts.get(name, 0) + 1
+            if not args:
+                reasons[name] = "it is called with its inputs as a keyword"
+                return
+            size = tuple(args[0].shape[-len(_kernel(layer)) :])
             if size not in sizes.setdefault(name, []):
                 sizes[name].append(size)
 
         return hook
 
     for names, layer in layers.items():
-        handles.append(layer.register_forward_pre_hook(note(names[0])))
+        handles.append(layer.register_forward_pre_hook(note(names[0]), with_kwargs=True))
     arguments = placed_for(module, inputs)
     try:
         with torch.no_grad():
-            call(module, arguments)
             sites = execution(module, arguments).sites
     except Exception as error:  # whatever a user's forward raises
         raise StructureError(
@@ -221,19 +225,39 @@ def _observed(module: nn.Module, inputs: Any) -> tuple[dict[str, list[tuple[int,
     finally:
         for handle in handles:
             handle.remove()
+    reasons |= _uses(sites, layers, counts)
+    return sizes, reasons | _ties(module, layers)
+
+
+def _uses(
+    sites: Sequence[Site], layers: Mapping[tuple[str, ...], nn.Module], counts: Mapping[str, int]
+) -> dict[str, str]:
+    """Say which weights are used otherwise than by calls of their convolution, of which there were so many."""
     owners = {f"{name}.weight" if name else "weight": names[0] for names in layers for name in names}
-    reasons = {
-        site.weight: "it is called as a function; make it an nn.Conv1d, nn.Conv2d or nn.Conv3d"
-        for site in sites
-        if site.kernel_dims and site.weight not in owners
-    }
-    shared: dict[int, str] = {}
+    reasons = {}
+    for site in sites:
+        name = owners.get(site.weight)
+        if site.kernel_dims and name is None:
+            reasons[site.weight] = "it is called as a function; make it an nn.Conv1d, nn.Conv2d or nn.Conv3d"
+        elif name is not None and counts.get(name, 0) and site.calls > counts[name]:
+            reasons[name] = "its weight is also used apart from it"
+    return reasons
+
+
+def _ties(module: nn.Module, layers: Mapping[tuple[str, ...], nn.Module]) -> dict[str, str]:
+    """Say which convolutions share a parameter with another layer."""
+    users: dict[int, dict[int, str]] = {}
+    for name, layer in module.named_modules():
+        for parameter in layer._parameters.values():
+            if parameter is not None:
+                users.setdefault(id(parameter), {})[id(layer)] = name
+    reasons = {}
     for names, layer in layers.items():
-        weight = layer._parameters.get("weight")
-        first = shared.setdefault(id(weight), names[0]) if weight is not None else names[0]
-        if first != names[0]:
-            reasons[names[0]] = reasons[first] = f"{first!r} and {names[0]!r} share their weight"
-    return sizes, reasons
+        for kind, parameter in layer._parameters.items():
+            others = [n for key, n in users.get(id(parameter), {}).items() if key != id(layer)]
+            if others:
+                reasons[names[0]] = f"it shares its {kind} with {others[0]!r}"
+    return reasons
 
 
 def _kernel(layer: nn.Module) -> tuple[int, ...]:
@@ -246,11 +270,13 @@ def _obstacle(layer: nn.Module, sizes: Sequence[tuple[int, ...]]) -> str | None:
     if plain is None:
         return f"{type(layer).__name__} is no nn.Conv1d, nn.Conv2d or nn.Conv3d"
     own: Any = type(layer)
-    weight = layer._parameters.get("weight")
+    weight, bias = layer._parameters.get("weight"), layer._parameters.get("bias")
     faults = {
         f"{own.__name__} computes something else than {plain.__name__}": own.forward is not plain.forward
-        or own._conv_forward is not plain._conv_forward,
+        or own._conv_forward is not plain._conv_forward
+        or "forward" in vars(layer),
         "its weight is made from other parameters; remove the parametrization": weight is None,
+        "its bias is made from other parameters; remove the parametrization": bias is None and layer.bias is not None,
         "its weight has no floating type": weight is not None and not weight.dtype.is_floating_point,
         "the example does not reach it": not sizes,
         f"it is applied to inputs of several sizes: {', '.join(map(str, sizes))}": len(sizes) > 1,

@@ -132,12 +132,13 @@ class Lifting:
                 continue
             layer, own, kind = names[name]
             shape = layer.weight_shape if kind == "weight" else layer.bias_shape
-            _require_shape(name, tensor, shape)
+            require_shape(name, tensor, shape)
             back = f"{own}.{kind}" if own else kind
             if kind == "bias":
                 rows = tensor.detach().reshape(layer.geometry.out_channels, -1)
-                summed = rows.sum(1, dtype=torch.float64)
-                found[back] = (summed / (rows.shape[1] if how == "mean" else 1)).to(tensor.dtype)
+                wide = rows.double()
+                mean = wide[:, 0] + (wide - wide[:, :1]).mean(1)
+                found[back] = (mean if how == "mean" else wide.sum(1)).to(tensor.dtype)
             else:
                 first = f"{layer.name}.weight" if layer.name else "weight"
                 unread = self.unread.get(first) if how == "mean" else None
@@ -186,8 +187,11 @@ def gathered(layer: LiftedLayer, weight: Tensor, how: Literal["sum", "mean"], un
     for tap, view in layer.ties(weight):
         if not view.numel():
             continue
-        summed = view.flatten(3).sum(3, dtype=torch.float64)
-        kernel[..., tap] = summed / (view[0, 0, 0].numel() if how == "mean" else 1)
+        tied = view.flatten(3).double()
+        if how == "sum":
+            kernel[..., tap] = tied.sum(3)
+        else:  # about the first: the mean of equal numbers is that number to the bit
+            kernel[..., tap] = tied[..., 0] + (tied - tied[..., :1]).mean(3)
     out = (geometry.out_channels, geometry.in_channels // geometry.groups, *geometry.kernel_size)
     return kernel.reshape(out).to(weight.dtype)
 
@@ -208,9 +212,9 @@ class _Lazy(Mapping[str, Tensor]):
         geometry = layer.geometry
         if kind == "weight":
             ins = geometry.in_channels // geometry.groups
-            _require_shape(origin, tensor, (geometry.out_channels, ins, *geometry.kernel_size))
+            require_shape(origin, tensor, (geometry.out_channels, ins, *geometry.kernel_size))
             return spread(layer, tensor)
-        _require_shape(origin, tensor, (geometry.out_channels,))
+        require_shape(origin, tensor, (geometry.out_channels,))
         return tensor.detach().repeat_interleave(geometry.positions).reshape(layer.bias_shape)
 
     def __iter__(self) -> Iterator[str]:
@@ -220,7 +224,12 @@ class _Lazy(Mapping[str, Tensor]):
         return len(self._names)
 
 
-def _require_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+def require_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    """See that a tensor has the shape that its layer has.
+
+    Raises:
+        ShapeError: it has another.
+    """
     if tuple(tensor.shape) != shape:
         raise ShapeError(
             f"Expected {name!r} of shape {shape}. Got {tuple(tensor.shape)}. Use a state of the network that was "

@@ -116,21 +116,25 @@ class LocallyConnected(nn.Module):
             Outputs of shape (batch, out_channels, *output_size).
 
         Raises:
-            ShapeError: inputs of another size than the layer was made for.
+            ShapeError: inputs of other channels or another size than the layer was made for.
         """
         geometry = self.geometry
-        if tuple(inputs.shape[-len(geometry.input_size) :]) != geometry.input_size:
+        dims, wanted = len(geometry.input_size), (geometry.in_channels, *geometry.input_size)
+        if inputs.ndim not in (dims + 1, dims + 2) or tuple(inputs.shape[-dims - 1 :]) != wanted:
             raise ShapeError(
-                f"Expected inputs of spatial size {geometry.input_size}. Got shape {tuple(inputs.shape)}. A "
+                f"Expected inputs of shape (batch, {', '.join(map(str, wanted))}). Got {tuple(inputs.shape)}. A "
                 "locally-connected layer has a kernel for each position: make one for this size."
             )
-        batched = inputs if inputs.ndim == len(geometry.input_size) + 2 else inputs.unsqueeze(0)
+        batched = inputs if inputs.ndim == dims + 2 else inputs.unsqueeze(0)
         rows = batched.reshape(len(batched), geometry.in_channels, geometry.pixels)
         kernels = self.weight.reshape(geometry.positions, geometry.out_channels, geometry.taps, -1)
+        if torch.is_autocast_enabled(rows.device.type) and rows.dtype != torch.float64:  # as torch's convolutions do
+            low = torch.get_autocast_dtype(rows.device.type)
+            rows, kernels = rows.to(low), kernels.to(low)
         found = self._patches.outputs(rows, kernels)
         outputs = found.reshape(len(batched), geometry.out_channels, *geometry.output_size)
         if self.bias is not None:
-            outputs = outputs + self.bias
+            outputs = outputs + self.bias.to(outputs.dtype)
         return outputs if batched is inputs else outputs.squeeze(0)
 
     def extra_repr(self) -> str:
