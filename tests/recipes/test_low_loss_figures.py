@@ -10,10 +10,10 @@ from scipy.stats import spearmanr
 
 from thalweg.lab.catalogue import load_recipe
 from thalweg.lab.claims import judge
+from thalweg.lab.ranks import spearman
 from thalweg.lab.recipe import Context, Outcome
 from thalweg.recipes.low_loss_connection import figure_5, figure_7, width_and_depth
 from thalweg.recipes.low_loss_connection.endpoints import Task, TrainedPreset, endpoints, load
-from thalweg.lab.ranks import spearman
 
 UNTESTED = {"figure_5": {"grows"}, "figure_7": set(), "width_and_depth": set()}
 """Claims that the quick sizes leave out: of figure 5's fewer than four numbers of samples."""

@@ -81,14 +81,14 @@ def deviation(lifting: Lifting, state: Mapping[str, Tensor]) -> Deviation:
             row.off_local, row.tied, row.spread = _squares(layer, tensor)
         else:
             row.spread_bias = _variation(tensor.reshape(layer.geometry.out_channels, -1).double())
-    off = sum(row.off_local for row in rows.values())
-    spread_weights = sum(row.spread for row in rows.values())
-    away = off + spread_weights + sum(row.spread_bias for row in rows.values())
+    off = sum((row.off_local for row in rows.values()), 0.0)
+    spread_weights = sum((row.spread for row in rows.values()), 0.0)
+    away = off + spread_weights + sum((row.spread_bias for row in rows.values()), 0.0)
     return Deviation(
-        lifted=_root(off, sum(row.whole for row in rows.values())),
+        lifted=_root(off, sum((row.whole for row in rows.values()), 0.0)),
         total=_root(off, whole),
         by_layer={name: _root(row.off_local, row.whole) for name, row in rows.items()},
-        sharing=_ratio(spread_weights, sum(row.tied for row in rows.values())),
+        sharing=_ratio(spread_weights, sum((row.tied for row in rows.values()), 0.0)),
         sharing_by_layer={name: _ratio(row.spread, row.tied) for name, row in rows.items()},
         distance=_root(away, whole),
     )

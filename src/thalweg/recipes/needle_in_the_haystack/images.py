@@ -45,6 +45,25 @@ class Images:
         """Keep the first so many of the training images, and all to test on."""
         return Images((self.train[0][:count], self.train[1][:count]), self.test, self.num_classes)
 
+    @property
+    def name(self) -> str:
+        """What tells these images from others: a hash of all of them."""
+        import hashlib
+
+        import torch
+
+        digest = hashlib.sha256()
+        for tensor in (*self.train, *self.test):
+            digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def gap(self, one: "nn.Module", two: "nn.Module") -> float:
+        """Give the largest difference of two networks' outputs on the test images, both in eval mode."""
+        device = next(one.parameters()).device
+        one.eval()
+        two.eval()
+        return float((self.outputs(one, self.test[0], device) - self.outputs(two, self.test[0], device)).abs().max())
+
     def measured(self, module: "nn.Module") -> dict[str, float]:
         """Measure loss and accuracy on both parts, in the mode in which the module is."""
         found: dict[str, float] = {}

@@ -19,7 +19,7 @@ def training_figures(rows: Table) -> "list[Figure]":
         curves(
             drawn,
             id="training-loss",
-            title="Training loss falls when the constraints are left",
+            title="Training loss, with the constraints and without",
             caption="Cross-entropy on all training images. e…@t: lifted after t epochs, its own epochs counted.",
             y="train_loss",
             log_y=True,
@@ -29,7 +29,7 @@ def training_figures(rows: Table) -> "list[Figure]":
         curves(
             drawn,
             id="test-accuracy",
-            title="Test accuracy along training: what was learned under the constraints is not forgotten",
+            title="Test accuracy along training, with the constraints and without",
             caption="The same networks on the test images.",
             y="test_accuracy",
             y_title="test accuracy",
@@ -57,7 +57,7 @@ def accuracy_figures(by_time: Table) -> "list[Figure]":
             rows,
             id="final-accuracy",
             title="When to leave: test accuracy at the end over the relax time",
-            caption="Means over networks with their range; levels: the convolutional and the dense network.",
+            caption="Means over networks with their range, at the end; levels: networks that were not relaxed.",
             y="test_accuracy",
             series="network",
             lower="test_accuracy_least",
@@ -78,7 +78,7 @@ def accuracy_figures(by_time: Table) -> "list[Figure]":
             curves(
                 masked,
                 id="masked",
-                title="Off-local weights are useless alone, and help together with the local ones",
+                title="What local and off-local weights give, together and alone",
                 caption="Test accuracy at the end with the other weights of the lifted layers set to 0.",
                 y="accuracy",
                 series="weights",
@@ -97,13 +97,17 @@ def deviation_figures(by_time: Table) -> "list[Figure]":
     dense = [row for row in rows if row["delta"] > 0]
     found = []
     for x, title, words in (
-        ("place", "The later a network leaves, the nearer it stays", "relax time in epochs + 1"),
-        ("start_train_loss", "The higher the loss at the start, the further it goes", "training loss at the start"),
+        ("place", "How far relaxed networks go, over the relax time", "relax time in epochs + 1"),
+        (
+            "start_train_loss",
+            "How far relaxed networks go, over their loss at the start",
+            "training loss at the start",
+        ),
     ):
         if dense:
             found.append(
                 curves(
-                    _ordered(dense, x),
+                    _ordered(dense if x == "place" else [*dense, *_from_scratch(by_time)], x),
                     id=f"deviation-{x.replace('_', '-')}",
                     title=title,
                     caption="δ = ‖off-local weights‖ / ‖all parameters‖ at the end of training, means over networks.",
@@ -118,7 +122,7 @@ def deviation_figures(by_time: Table) -> "list[Figure]":
     if dense:
         found.append(
             curves(
-                _ordered(dense, "delta"),
+                _ordered([*dense, *_from_scratch(by_time)], "delta"),
                 id="deviation-accuracy",
                 title="Accuracy against the distance from the convolutional networks",
                 caption="Test accuracy at the end over δ; each point is a relax time.",
@@ -131,7 +135,7 @@ def deviation_figures(by_time: Table) -> "list[Figure]":
         )
     found.append(
         curves(
-            rows,
+            [row for row in rows if row["sharing"] > 0],
             id="sharing",
             title="How far tied weights drift apart",
             caption="Variance of local weights about the mean of those that were one weight, in their mean square.",
@@ -154,12 +158,13 @@ def filter_figures(rows: Table) -> "list[Figure]":
     groups: dict[tuple[Any, Any], Table] = {}
     for row in rows:
         groups.setdefault((row["relax_time"], row["when"]), []).append(row)
-    words = {"start": "just lifted", "end": "at the end"}
+    words = {"start": "before training", "end": "at the end"}
+    named_times = {time: "from scratch" if time is None else f"lifted at epoch {time}" for time, _ in groups}
     return [
         matrix(
             cells,
-            id=f"filter-{time}-{when}",
-            title=f"A unit of the first layer, lifted at epoch {time}: {words[when]}",
+            id=f"filter-{'scratch' if time is None else time}-{when}",
+            title=f"A unit of the first layer, {named_times[time]}: {words[when]}",
             caption="log10 of the size of its weights on the first channel of the image; grey is 0.",
             x_title="pixel across",
             y_title="pixel down",
@@ -172,6 +177,11 @@ def filter_figures(rows: Table) -> "list[Figure]":
 def named(row: dict[str, Any]) -> str:
     """Name a network in a legend: eFCN@3 is one that was lifted after 3 epochs."""
     return str(row["network"]) if row["relax_time"] is None else f"{row['network']}@{row['relax_time']}"
+
+
+def _from_scratch(by_time: Table) -> Table:
+    """Give the rows of unconstrained networks that were not lifted."""
+    return [row for row in by_time if row["relax_time"] is None and row.get("delta", 0.0) > 0]
 
 
 def _ordered(rows: Table, column: str) -> Table:

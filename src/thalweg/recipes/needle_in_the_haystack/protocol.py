@@ -1,14 +1,13 @@
 """The protocol: a convolutional network in training is lifted at some epochs, and goes on without its constraints."""
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import mean
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
-from thalweg.lab.files import write_whole
+from pydantic import Field, model_validator
+
 from thalweg.lab.recipe import Context, Preset
 from thalweg.lab.tables import Table
 from thalweg.recipes.needle_in_the_haystack.images import DataName, Images, load
@@ -19,11 +18,12 @@ if TYPE_CHECKING:
     from thalweg.lifting import Lifting
     from thalweg.training import Fit
 
-Space = Literal["fc", "local"]
+Space = Literal["fc", "local", "shared"]
 CNN = "CNN"
-RELAXED: dict[Space, str] = {"fc": "eFCN", "local": "eLCN"}
+RELAXED: dict[Space, str] = {"fc": "eFCN", "local": "eLCN", "shared": "CNN, relaxed rate"}
 STANDARD: dict[Space, str] = {"fc": "FCN", "local": "LCN"}
-"""Names of networks in tables: the paper's, and LCN for locally connected; e… is one that was lifted."""
+"""Names of networks in tables: the paper's, and LCN for locally connected; e… is one that was lifted. The last of the
+relaxed keeps its constraints and goes on at the rate of the others: a control."""
 
 
 class ProtocolPreset(Preset):
@@ -31,9 +31,9 @@ class ProtocolPreset(Preset):
 
     data: DataName = "cifar10"
     """CIFAR-10 or CIFAR-100, normalised channel by channel; scikit-learn's digits for what must take seconds."""
-    num_train: int = 50_000
+    num_train: int = Field(default=50_000, ge=1)
     """Samples to train on: the first of the training set."""
-    num_test: int = 10_000
+    num_test: int = Field(default=10_000, ge=1)
     """Samples to test on."""
     image_size: int | None = None
     """Height and width that images are shrunk to. None: as they are."""
@@ -43,26 +43,33 @@ class ProtocolPreset(Preset):
     """Channels of the "vanilla_cnn"; factor on those of the "alexnet"."""
     optimizer: Literal["sgd", "adam"] = "sgd"
     """SGD without momentum, or Adam."""
-    batch_size: int = 250
+    batch_size: int = Field(default=250, ge=1)
     """Samples of a mini-batch (the paper)."""
     shuffle: bool = False
     """Whether each epoch has a new order (the paper's code: no)."""
-    epochs: int = 150
+    epochs: int = Field(default=150, ge=1)
     """Of the convolutional network (the paper)."""
     learning_rate: float = 0.1
     """Of the convolutional network, constant (the paper)."""
-    relaxed_epochs: int = 100
+    relaxed_epochs: int = Field(default=100, ge=1)
     """Of relaxed networks and of those trained from scratch (the paper)."""
     relaxed_learning_rate: float = 0.01
     """Of the same (the paper)."""
-    num_times: int = 20
+    num_times: int = Field(default=20, ge=2)
     """Relax times are so many at most, spread logarithmically over the epochs, and 0 (the paper's code)."""
     relax_times: tuple[int, ...] | None = None
-    """Relax times in epochs, in place of those."""
-    num_seeds: int = 1
+    """Relax times in epochs, in place of those: ascending, none beyond the last epoch."""
+    num_seeds: int = Field(default=1, ge=1)
     """Networks that the whole protocol is run with (the paper shows one)."""
     padded: bool = True
     """Keep the padding as a layer of its own, as the paper's code does: a third of the weights reads zeros."""
+
+    @model_validator(mode="after")
+    def _are_times_possible(self) -> Self:
+        times = self.times
+        if not times or list(times) != sorted(set(times)) or times[0] < 0 or times[-1] > self.epochs:
+            raise ValueError(f"relax times ascending from 0 to {self.epochs} at most, each once")
+        return self
 
     @property
     def times(self) -> tuple[int, ...]:
@@ -147,42 +154,49 @@ class Protocol:
         """Train the convolutional network; give its state after each of the epochs asked for, and what was seen."""
         net = self.build()
         kept: dict[int, dict[str, Tensor]] = {}
-        folder = self.context.folder
+        folder = self.context.folder / f"cnn-{self.seed}" if self.context.folder is not None else None
 
         def observe(epoch: int, module: "nn.Module") -> Mapping[str, float]:
             if epoch in snapshots:
                 kept[epoch] = {name: t.detach().cpu().clone() for name, t in module.state_dict().items()}
                 if folder is not None:
-                    _save(folder / f"cnn-{self.seed}-{epoch}.safetensors", kept[epoch])
+                    _save(folder / f"epoch-{epoch}.safetensors", kept[epoch])
             return self.images.measured(module) if epoch in self._observed(self.preset.epochs) else {}
 
-        fitted = self._fitted(net, self.preset.epochs, self.preset.learning_rate, observe, share, CNN)
+        rates = self.preset.epochs, self.preset.learning_rate
+        fitted = self._fitted(net, rates, observe, share, CNN, folder)
         for epoch in snapshots:
             if epoch not in kept and folder is not None:  # of an interrupted run
-                kept[epoch] = _load(folder / f"cnn-{self.seed}-{epoch}.safetensors")
-        return kept, self._rows(fitted, CNN, None)
+                kept[epoch] = _load(folder / f"epoch-{epoch}.safetensors")
+        rows = self._rows(fitted, CNN, None)
+        return kept, [{**row, "seconds": fitted.seconds} for row in rows]
 
     def relaxed(
-        self, state: "Mapping[str, Tensor]", time: int, space: Space, share: Share, *, with_measures: bool = True
+        self,
+        state: "Mapping[str, Tensor]",
+        time: int,
+        space: Space,
+        share: Share,
+        folder: Path | None,
+        *,
+        with_start: bool = False,
     ) -> "Relaxed":
-        """Lift the network in a state, and train it on without its constraints."""
+        """Lift the network in a state, and train it on without its constraints; keep its start if asked for."""
         from thalweg.lifting import lift
 
         net = self.build().eval()
         net.load_state_dict(dict(state))
         lifted = lift(net, self.images.train[0][:4], to=space, padded=self.preset.padded)
-        start = {name: t.detach().clone() for name, t in lifted.module.state_dict().items()} if with_measures else {}
-        name = RELAXED[space]
-        fitted = self._trained_on(lifted.module, lifted.lifting, name, time, share)
-        rows = self._rows(fitted, name, time)
-        return Relaxed(name, time, lifted.module.eval(), lifted.lifting, lifted.error, fitted, rows, start)
+        gap = self.images.gap(net, lifted.module)
+        start = {name: t.detach().clone() for name, t in lifted.module.state_dict().items()} if with_start else {}
+        made = self._trained_on(lifted.module, lifted.lifting, RELAXED[space], time, share, folder)
+        return replace(made, gap=gap, start=start)
 
-    def standard(self, space: Space, share: Share) -> "Relaxed":
+    def standard(self, space: Space, share: Share, folder: Path | None, *, with_start: bool = False) -> "Relaxed":
         """Train the network of the same shape from torch's default initialisation."""
         module, lifting = self.unconstrained(space)
-        name = STANDARD[space]
-        fitted = self._trained_on(module, lifting, name, None, share)
-        return Relaxed(name, None, module.eval(), lifting, 0.0, fitted, self._rows(fitted, name, None), {})
+        start = {name: t.detach().clone() for name, t in module.state_dict().items()} if with_start else {}
+        return replace(self._trained_on(module, lifting, STANDARD[space], None, share, folder), start=start)
 
     def unconstrained(self, space: Space) -> "tuple[nn.Module, Lifting]":
         """Build the network of the lifted shape as torch initialises it."""
@@ -199,8 +213,14 @@ class Protocol:
         return lifted.module, lifted.lifting
 
     def _trained_on(
-        self, module: "nn.Module", lifting: "Lifting", name: str, time: int | None, share: Share
-    ) -> "Fit":
+        self,
+        module: "nn.Module",
+        lifting: "Lifting",
+        name: str,
+        time: int | None,
+        share: Share,
+        folder: Path | None,
+    ) -> "Relaxed":
         from thalweg.lifting import deviation
 
         preset = self.preset
@@ -213,17 +233,20 @@ class Protocol:
             return {**self.images.measured(module), **away, "distance": found.distance}
 
         label = name if time is None else f"{name} of epoch {time}"
-        return self._fitted(module, preset.relaxed_epochs, preset.relaxed_learning_rate, observe, share, label)
+        rates = preset.relaxed_epochs, preset.relaxed_learning_rate
+        fitted = self._fitted(module, rates, observe, share, label, folder)
+        return Relaxed(name, time, module.eval(), lifting, fitted.seconds, self._rows(fitted, name, time))
 
     def _fitted(
         self,
         net: "nn.Module",
-        epochs: int,
-        learning_rate: float,
+        rates: tuple[int, float],
         observe: "Callable[[int, nn.Module], Mapping[str, float]]",
         share: Share,
         what: str,
+        folder: Path | None,
     ) -> "Fit":
+        epochs, learning_rate = rates
         import torch
 
         from thalweg.errors import NumericalError
@@ -243,7 +266,7 @@ class Protocol:
             schedule="constant",
             shuffle=self.preset.shuffle,
             observe=observe,
-            keep=self.context.folder,
+            keep=folder,
             progress=share.told(f"seed {self.seed}, {what}"),
         )
         if fitted.status == "diverged":
@@ -271,9 +294,9 @@ class Relaxed:
         time: relax time in epochs; None if it was trained from scratch.
         module: at its end, in eval mode.
         lifting: the map from the convolutional network.
-        error: relative change of the outputs by the lift.
-        fitted: its training.
+        seconds: of its training.
         rows: what was seen on the way.
+        gap: largest difference of the outputs by the lift, on all test images.
         start: its state at the start; empty if it was not asked for.
     """
 
@@ -281,10 +304,10 @@ class Relaxed:
     time: int | None
     module: "nn.Module"
     lifting: "Lifting"
-    error: float
-    fitted: "Fit"
+    seconds: float
     rows: Table
-    start: "Mapping[str, Tensor]"
+    gap: float = 0.0
+    start: "Mapping[str, Tensor]" = field(default_factory=dict)
 
     @property
     def state(self) -> "dict[str, Tensor]":
@@ -295,44 +318,6 @@ class Relaxed:
 def loaded(preset: ProtocolPreset, context: Context) -> Images:
     """Load a preset's data."""
     return load(preset.data, preset.num_train, preset.num_test, preset.image_size, context)
-
-
-def part(context: Context, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Compute a part of a run once: an interrupted run that is started again finds what it had.
-
-    Args:
-        context: of the run; without a folder, everything is computed.
-        name: of the part.
-        compute: gives what is kept, of JSON's kinds. Large states of its training are dropped with it.
-    """
-    if context.folder is None:
-        return compute()
-    file = context.folder / f"part-{name}.json"
-    try:
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        before = set(context.folder.glob("fit-*.pt"))
-        found = json.loads(json.dumps(compute()))
-        write_whole(file, json.dumps(found).encode())
-        for state in set(context.folder.glob("fit-*.pt")) - before:
-            state.unlink(missing_ok=True)
-    return found
-
-
-def averages(rows: Table, keys: Sequence[str], columns: Sequence[str]) -> Table:
-    """Average over the rows that agree in some columns, with the range: NAME, NAME_least, NAME_most."""
-    found: dict[tuple[Any, ...], Table] = {}
-    for row in rows:
-        found.setdefault(tuple(row[key] for key in keys), []).append(row)
-    out = []
-    for values, own in found.items():
-        row = dict(zip(keys, values, strict=True))
-        for name in columns:
-            numbers = [float(r[name]) for r in own if r.get(name) is not None]
-            if numbers:
-                row |= {name: mean(numbers), f"{name}_least": min(numbers), f"{name}_most": max(numbers)}
-        out.append(row)
-    return out
 
 
 def _save(path: Path, state: "Mapping[str, Tensor]") -> None:

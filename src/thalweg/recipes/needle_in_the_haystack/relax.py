@@ -13,7 +13,9 @@ from thalweg.lab.claims import Claim
 from thalweg.lab.ranks import spearman
 from thalweg.lab.recipe import Context, Outcome, Recipe
 from thalweg.lab.tables import Table, Tables
+from thalweg.recipes.needle_in_the_haystack.images import Images
 from thalweg.recipes.needle_in_the_haystack.measures import protocol_tables
+from thalweg.recipes.needle_in_the_haystack.parts import averages
 from thalweg.recipes.needle_in_the_haystack.protocol import (
     CNN,
     RELAXED,
@@ -21,7 +23,6 @@ from thalweg.recipes.needle_in_the_haystack.protocol import (
     Protocol,
     ProtocolPreset,
     Share,
-    averages,
     loaded,
 )
 
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
     from thalweg.lab.figures import Figure
 
 EFCN, FCN = RELAXED["fc"], STANDARD["fc"]
-PUBLISHED_DEVIATION = 0.9746
-"""δ of the default dense network of the VanillaCNN's shape with its padding: 110,606,602 parameters, figure 4."""
+DEFAULT_DEVIATION = 0.9746
+"""δ of the default dense network of the VanillaCNN's shape with its padding, 110,606,602 parameters, as the authors'
+code gives it. Their figure 4 says about 97 %."""
 
 
 class RelaxPreset(ProtocolPreset):
@@ -91,15 +93,13 @@ def run(preset: RelaxPreset, context: Context) -> Outcome:
     tables: dict[str, Table] = {"curves": [], "networks": [], "filters": []}
     shares = Share(context, 0.0, 0.95).split([1.0] * len(preset.seeds))
     for seed, share in zip(preset.seeds, shares, strict=True):
-        protocol = Protocol(preset, context, seed, images)
-        context.progress(share.start, sizes(protocol))
-        found = protocol_tables(protocol, ("fc",), share, with_filters=seed == preset.seeds[0])
+        found = protocol_tables(
+            Protocol(preset, context, seed, images), ("fc",), share, with_filters=seed == preset.seeds[0]
+        )
         for name, rows in tables.items():
             rows.extend(found[name])
     by_time = averages(tables["networks"], ("network", "relax_time"), COLUMNS)
-    measured = _measured(tables["networks"], by_time)
-    if not preset.padded:
-        del measured["far"]
+    measured = _measured(tables["networks"], by_time, images.num_classes)
     if preset.data == "digits":  # neither of a size nor of a kind at which the paper compares networks
         measured = {key: measured[key] for key in ("exact", "falls", "remembers", "off_local", "small")}
     if preset.default_at_full_size:
@@ -110,25 +110,10 @@ def run(preset: RelaxPreset, context: Context) -> Outcome:
 
 
 COLUMNS = (
-    *("train_loss", "train_accuracy", "test_loss", "test_accuracy", "start_train_loss", "start_test_accuracy"),
+    *("train_loss", "train_accuracy", "test_loss", "test_accuracy", "best_test_accuracy"),
+    *("start_train_loss", "start_test_accuracy", "total_seconds"),
     *("delta", "delta_lifted", "sharing", "distance", "local_alone", "off_local_alone", "scale", "seconds"),
 )
-
-
-def sizes(protocol: Protocol) -> str:
-    """Word how large the networks of a protocol are, before any is made."""
-    from thalweg.lifting import lift_plan
-
-    preset, net = protocol.preset, protocol.build()
-    plan = lift_plan(net, protocol.images.train[0][:2], padded=preset.padded)
-    count = sum(p.numel() for p in net.parameters()) + sum(x.num_params - x.num_shared for x in plan.layers)
-    each = 4 * count / 1e6
-    kept = f", two of them at a time in {protocol.context.folder}" if protocol.context.folder else ""
-    states = 3 if preset.optimizer == "adam" else 1
-    return (
-        f"seed {protocol.seed}: {len(preset.times) + 1} dense networks of {count:,} parameters, {each:,.1f} MB each; "
-        f"a state to go on from takes {states * each:,.1f} MB{kept}"
-    )
 
 
 def default_deviation(*, padded: bool) -> dict[str, Any]:
@@ -136,7 +121,6 @@ def default_deviation(*, padded: bool) -> dict[str, Any]:
     import torch
 
     from thalweg.lifting import deviation
-    from thalweg.recipes.needle_in_the_haystack.images import Images
 
     empty = torch.zeros(4, 3, 32, 32), torch.zeros(4, dtype=torch.long)
     protocol = Protocol(ProtocolPreset(padded=padded), Context(), 0, Images(empty, empty, 10))
@@ -146,8 +130,11 @@ def default_deviation(*, padded: bool) -> dict[str, Any]:
     return {"padded": padded, "parameters": count, "delta": found.total, "delta_lifted": found.lifted}
 
 
-def _measured(networks: Table, by_time: Table) -> dict[str, Any]:
-    """Measure the claims; accuracies in percent."""
+def _measured(networks: Table, by_time: Table, num_classes: int) -> dict[str, Any]:
+    """Measure the claims; accuracies in percent.
+
+    As in the paper's figures, relaxed networks count by their end, those they are held against by their best.
+    """
     relaxed = [row for row in by_time if row["network"] == EFCN]
     ends = {row["network"]: row for row in by_time if row["network"] in (CNN, FCN)}
     singles = [row for row in networks if row["network"] == EFCN]
@@ -155,25 +142,28 @@ def _measured(networks: Table, by_time: Table) -> dict[str, Any]:
     tests = {row["relax_time"]: _percent(row["test_accuracy"]) for row in relaxed}
     between = {time: tests[time] for time in times[1:-1]} or tests
     best = max(between, key=between.__getitem__)
-    deviations = [row["delta"] for row in relaxed]
-    cnn, fcn = _percent(ends[CNN]["test_accuracy"]), _percent(ends[FCN]["test_accuracy"])
+    cnn, fcn = (_percent(ends[name]["best_test_accuracy"]) for name in (CNN, FCN))
     reached = {"relaxed": between[best], CNN: cnn, "relax time": best}
-    return {
-        "exact": max(row["lift_error"] for row in singles),
+    chance = 100 / num_classes
+    measured: dict[str, Any] = {
+        "exact": max(row["gap"] for row in singles),
         "falls": max(row["train_loss"] / row["start_train_loss"] for row in singles),
         "monotone": sum(row["is_monotone"] for row in singles) / len(singles),
         "remembers": min(_percent(row["test_accuracy"] - row["start_test_accuracy"]) for row in relaxed),
-        "prior": {EFCN: tests[times[0]], FCN: fcn},
-        "order": {EFCN: tests[times[0]], CNN: cnn},
         "reaches": reached,
         "exceeds": reached,
-        "nearer": spearman(times, deviations) if len(times) > 2 else None,
-        "near": max(deviations),
+        "nearer": spearman(times, [row["delta"] for row in relaxed]) if len(times) > 2 else None,
+        "near": max(row["delta"] for row in relaxed),
         "far": ends[FCN]["delta"],
-        "off_local": max(_percent(row["off_local_alone"]) for row in relaxed),
-        "helps": _percent(relaxed[0]["test_accuracy"] - relaxed[0]["local_alone"]),
+        "off_local": max(_percent(row["off_local_alone"]) for row in relaxed) - chance,
         "small": max(row["scale"] for row in relaxed),
     }
+    if times[0] == 0:
+        first = relaxed[0]
+        measured["prior"] = {EFCN: tests[0], FCN: fcn}
+        measured["order"] = {EFCN: tests[0], CNN: cnn}
+        measured["helps"] = _percent(first["test_accuracy"] - first["local_alone"])
+    return measured
 
 
 def _percent(share: float) -> float:
@@ -217,9 +207,9 @@ RECIPE = Recipe(
     claims=(
         Claim(
             "exact",
-            "The lifted network computes what the convolutional one does: largest relative change of the outputs.",
+            "The lifted network computes what the convolutional one does: largest difference of the outputs.",
             "0",
-            "at most 1e-5 in single precision, at every relax time",
+            "at most 1e-5 in single precision, all test images, at every relax time",
             lambda m: m <= 1e-5,
         ),
         Claim(
@@ -247,29 +237,31 @@ RECIPE = Recipe(
         Claim(
             "prior",
             "An untrained convolutional network is a better start than a dense one: test accuracy in percent.",
-            "62.5 against 57.5",
-            "by at least 2 points, mean over networks",
+            "62.5 against 57.5 (VanillaCNN, CIFAR-10, SGD)",
+            "its end by at least 2 points above the best of the dense one, mean over networks",
             lambda m: m[EFCN] - m[FCN] >= 2,
         ),
         Claim(
             "order",
             "Relaxed at the start, it stays below the convolutional network: test accuracy in percent.",
-            "62.5 against 72",
-            "below, mean over networks",
+            "62.5 against 72 (VanillaCNN, CIFAR-10, SGD)",
+            "its end below the best of the convolutional one, mean over networks",
             _is_ordered,
         ),
         Claim(
             "reaches",
             "Relaxed in between, it reaches the convolutional network: test accuracy in percent.",
-            "above it, at about epoch 20 of 150",
-            "at most 0.5 points below for the best time but the first and last, mean over networks",
+            "above it, at about epoch 20 of 150 (VanillaCNN, CIFAR-10, SGD)",
+            "its end at most 0.5 points below the best of the convolutional one, for the best relax time but the "
+            "first and last, mean over networks",
             lambda m: m["relaxed"] >= m[CNN] - 0.5,
         ),
         Claim(
             "exceeds",
             "Relaxed in between, it exceeds the convolutional network: test accuracy in percent.",
             "yes",
-            "above for the best time but the first and last, mean over networks (the best of several: biased)",
+            "its end above the best of the convolutional one, for the best relax time but the first and last, mean "
+            "over networks; its rate is lower, as in the paper: see relax_local for a control",
             lambda m: m["relaxed"] > m[CNN],
         ),
         Claim(
@@ -290,22 +282,22 @@ RECIPE = Recipe(
             "far",
             "A dense network is far from them: δ after training.",
             "about 0.97",
-            "at least 0.9, where the padding is a layer of its own: δ of the paper counts the weights that read it",
+            "at least 0.9 (folded padding lowers it: by 0.014 at the paper's size, by more at smaller ones)",
             lambda m: m >= 0.9,
         ),
         Claim(
             "published",
             "The default dense network of the paper's size is far from the convolutional ones: δ at its start.",
             "0.97",
-            f"{PUBLISHED_DEVIATION} within 0.001, padding a layer of its own",
-            lambda m: abs(m - PUBLISHED_DEVIATION) <= 1e-3,
+            f"{DEFAULT_DEVIATION} within 0.001, padding a layer of its own",
+            lambda m: abs(m - DEFAULT_DEVIATION) <= 1e-3,
         ),
         Claim(
             "off_local",
-            "Off-local weights alone are of no use: largest test accuracy with the local ones set to 0, in percent.",
-            "about chance",
-            "at most 10 points above chance for every relax time, mean over networks",
-            lambda m: m <= 20,
+            "Off-local weights alone are useless: largest test accuracy above chance without the others, in points.",
+            "about 0",
+            "at most 10 for every relax time, mean over networks",
+            lambda m: m <= 10,
         ),
         Claim(
             "helps",

@@ -1,7 +1,8 @@
 """Beyond the paper: relax weight sharing alone. What does the locally-connected network give, and at what cost?
 
 The paper names it as promising for practice and does not try it. Both relaxations run side by side, from the same
-convolutional networks; what is compared is accuracy, memory and time.
+convolutional networks, and so does a control that keeps all constraints and trains on at the same rate: a lower rate
+alone raises accuracy, too. What is compared is accuracy, memory and time.
 """
 
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from thalweg.lab.recipe import Context, Outcome, Recipe
 from thalweg.lab.tables import Table, Tables
 from thalweg.recipes.needle_in_the_haystack import relax
 from thalweg.recipes.needle_in_the_haystack.measures import protocol_tables
+from thalweg.recipes.needle_in_the_haystack.parts import averages
 from thalweg.recipes.needle_in_the_haystack.protocol import (
     CNN,
     RELAXED,
@@ -19,14 +21,13 @@ from thalweg.recipes.needle_in_the_haystack.protocol import (
     Protocol,
     ProtocolPreset,
     Share,
-    averages,
     loaded,
 )
 
 if TYPE_CHECKING:
     from thalweg.lab.figures import Figure
 
-EFCN, ELCN, FCN, LCN = RELAXED["fc"], RELAXED["local"], STANDARD["fc"], STANDARD["local"]
+EFCN, ELCN, CONTROL, FCN, LCN = *(RELAXED[space] for space in ("fc", "local", "shared")), *STANDARD.values()
 
 
 class RelaxLocalPreset(ProtocolPreset):
@@ -38,9 +39,9 @@ def _shared(preset: ProtocolPreset, **changes: Any) -> RelaxLocalPreset:
     return RelaxLocalPreset(**{**own, **changes})
 
 
-PAPER = _shared(relax.PAPER)
+PAPER = _shared(relax.PAPER, padded=False)
 CPU = _shared(relax.CPU, relax_times=(0, 10, 40))
-QUICK = _shared(relax.QUICK, relax_times=(0, 15))
+QUICK = _shared(relax.QUICK, relax_times=(15,), relaxed_epochs=4, relaxed_learning_rate=0.1)
 
 
 def run(preset: RelaxLocalPreset, context: Context) -> Outcome:
@@ -49,9 +50,7 @@ def run(preset: RelaxLocalPreset, context: Context) -> Outcome:
     tables: dict[str, Table] = {"curves": [], "networks": []}
     shares = Share(context).split([1.0] * len(preset.seeds))
     for seed, share in zip(preset.seeds, shares, strict=True):
-        protocol = Protocol(preset, context, seed, images)
-        context.progress(share.start, relax.sizes(protocol))
-        found = protocol_tables(protocol, ("fc", "local"), share)
+        found = protocol_tables(Protocol(preset, context, seed, images), ("local", "fc", "shared"), share)
         for name, rows in tables.items():
             rows.extend(found[name])
     by_time = averages(tables["networks"], ("network", "relax_time"), [*relax.COLUMNS, "parameters", "megabytes"])
@@ -63,9 +62,9 @@ def run(preset: RelaxLocalPreset, context: Context) -> Outcome:
 
 
 def _costs(by_time: Table) -> Table:
-    """Set the best accuracy of each kind against what it costs: parameters, memory, time of the training."""
+    """Set the best accuracy of each kind against its costs: parameters, memory, time with that before the lift."""
     found = []
-    for name in (CNN, FCN, LCN, EFCN, ELCN):
+    for name in (CNN, CONTROL, FCN, LCN, EFCN, ELCN):
         best = max((row for row in by_time if row["network"] == name), key=lambda row: float(row["test_accuracy"]))
         percent = 100 * best["test_accuracy"]
         found.append(
@@ -75,10 +74,10 @@ def _costs(by_time: Table) -> Table:
                 "test_accuracy": best["test_accuracy"],
                 "parameters": round(best["parameters"]),
                 "megabytes": best["megabytes"],
-                "seconds": best.get("seconds"),
+                "seconds": best["total_seconds"],
                 "points_per_million_parameters": 1e6 * percent / best["parameters"],
                 "points_per_megabyte": percent / best["megabytes"],
-                "points_per_second": percent / best["seconds"] if best.get("seconds") else None,
+                "points_per_second": percent / best["total_seconds"],
             }
         )
     return found
@@ -90,17 +89,19 @@ def _measured(tables: Tables, by_time: Table) -> dict[str, Any]:
     times = sorted({row["relax_time"] for row in by_time if row["relax_time"] is not None})
     local = [row for row in tables["networks"] if row["network"] == ELCN]
     tests = {key: round(100 * row["test_accuracy"], 3) for key, row in rows.items()}
-    best = {name: max(tests[name, time] for time in times) for name in (EFCN, ELCN)}
+    best = {name: max(tests[name, time] for time in times) for name in (EFCN, ELCN, CONTROL)}
+    most = {name: round(100 * rows[name, None]["best_test_accuracy"], 3) for name in (CNN, FCN)}
     sizes = {name: rows[name, times[0]]["parameters"] for name in (EFCN, ELCN)}
     return {
-        "exact": max(row["lift_error"] for row in local),
+        "exact": max(row["gap"] for row in local),
         "falls": max(row["train_loss"] / row["start_train_loss"] for row in local),
         "remembers": round(
             100 * min(rows[ELCN, t]["test_accuracy"] - rows[ELCN, t]["start_test_accuracy"] for t in times), 3
         ),
-        "prior": {ELCN: tests[ELCN, times[0]], FCN: tests[FCN, None]},
-        "reaches": {ELCN: best[ELCN], CNN: tests[CNN, None]},
-        "cheaper": {**best, "parameters of one in those of the other": sizes[ELCN] / sizes[EFCN]},
+        "prior": {ELCN: tests[ELCN, times[0]], FCN: most[FCN]},
+        "reaches": {ELCN: best[ELCN], CNN: most[CNN]},
+        "control": best,
+        "cheaper": {EFCN: best[EFCN], ELCN: best[ELCN], "ratio of parameters": sizes[ELCN] / sizes[EFCN]},
         "locality": {LCN: tests[LCN, None], FCN: tests[FCN, None]},
     }
 
@@ -112,7 +113,7 @@ def figures(tables: Tables) -> "Sequence[Figure]":
 
     cost = [
         curves(
-            [{**row, "test_accuracy": row["test_accuracy"]} for row in tables["networks"] if row.get(column)],
+            _ordered(tables["networks"], column),
             id=f"cost-{column}",
             title=f"Accuracy and what it costs in {words}",
             caption="Every network of every seed at its end.",
@@ -123,7 +124,7 @@ def figures(tables: Tables) -> "Sequence[Figure]":
             x_title=words,
             y_title="test accuracy",
         )
-        for column, words in (("megabytes", "megabytes of weights"), ("seconds", "seconds of training"))
+        for column, words in (("parameters", "parameters"), ("total_seconds", "seconds of training"))
     ]
     return [
         *accuracy_figures(tables["by_time"]),
@@ -131,6 +132,10 @@ def figures(tables: Tables) -> "Sequence[Figure]":
         *training_figures(tables["curves"]),
         *deviation_figures(tables["by_time"]),
     ]
+
+
+def _ordered(rows: Table, column: str) -> Table:
+    return sorted(rows, key=lambda row: float(row[column]))
 
 
 RECIPE = Recipe(
@@ -142,9 +147,9 @@ RECIPE = Recipe(
     claims=(
         Claim(
             "exact",
-            "The locally-connected lift computes what the convolutional network does: largest relative change.",
+            "The locally-connected lift computes what the convolutional network does: largest difference of outputs.",
             "0",
-            "at most 1e-5 in single precision",
+            "at most 1e-5 in single precision, all test images",
             lambda m: m <= 1e-5,
         ),
         Claim(
@@ -165,22 +170,29 @@ RECIPE = Recipe(
             "prior",
             "Locality and an untrained prior beat the dense network: test accuracy in percent.",
             "as for dense networks",
-            "by at least 2 points, mean over networks",
+            "its end by at least 2 points above the best of the dense one, mean over networks",
             lambda m: m[ELCN] - m[FCN] >= 2,
         ),
         Claim(
             "reaches",
             "At its best relax time it reaches the convolutional network: test accuracy in percent.",
             "as for dense networks",
-            "at most 0.5 points below, mean over networks",
+            "its end at most 0.5 points below the best of the convolutional one, mean over networks",
             lambda m: m[ELCN] >= m[CNN] - 0.5,
+        ),
+        Claim(
+            "control",
+            "What it gains is not the lower rate alone: test accuracy in percent at the best relax times.",
+            "not measured",
+            "the locally-connected network above the one that keeps its constraints at the same rate (ours)",
+            lambda m: m[ELCN] > m[CONTROL],
         ),
         Claim(
             "cheaper",
             "It gives what the dense relaxation gives for a fraction of the memory: best accuracies in percent.",
             "promising (the paper)",
-            "at most 1 point below the dense one, with at most a fifth of its parameters (ours)",
-            lambda m: m[ELCN] >= m[EFCN] - 1 and m["parameters of one in those of the other"] <= 0.2,
+            "at most 1 point below the dense one, with at most a fifth of its parameters, padding folded (ours)",
+            lambda m: m[ELCN] >= m[EFCN] - 1 and m["ratio of parameters"] <= 0.2,
         ),
         Claim(
             "locality",
