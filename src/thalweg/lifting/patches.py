@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from thalweg.lifting.geometry import Geometry
@@ -38,7 +38,7 @@ class Patches:
     _placed: dict[torch.device, Tensor] = field(default_factory=dict, repr=False)
     _runs: list[tuple[slice, tuple[slice, ...]]] = field(default_factory=list, repr=False)
 
-    def reads(self, device: torch.device) -> Int[Tensor, "positions taps"]:
+    def reads(self, device: torch.device) -> Tensor:
         """Say which input position each output position reads through each tap; `pixels` stands for padding."""
         if device not in self._placed:
             self._placed[device] = _reads(self.geometry).to(device)
