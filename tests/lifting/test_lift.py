@@ -207,7 +207,7 @@ def _normalised() -> nn.Module:
         (_tied("bias"), {"0": "shares its bias with '1'", "1": "shares its bias with '0'"}),
         (_hooked(), {"0": "hooks"}),
         (_Keyword(), {"first": "as a keyword"}),
-        (_Functional(), {"weight": "called as a function", "borrowed": "used apart from it"}),
+        (_Functional(), {"weight": "called as a function", "borrowed": "used by code"}),
     ],
     ids=(
         "transposed",

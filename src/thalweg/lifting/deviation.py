@@ -49,7 +49,8 @@ def deviation(lifting: Lifting, state: Mapping[str, Tensor]) -> Deviation:
 
     Args:
         lifting: the map.
-        state: name -> tensor of the lifted network; parameters of `lifting.lifted_space` count, in double precision.
+        state: name -> tensor of the lifted network. Its trainable parameters count, and all of lifted layers, frozen
+            or not; in double precision.
 
     Returns:
         The measures.
@@ -61,9 +62,13 @@ def deviation(lifting: Lifting, state: Mapping[str, Tensor]) -> Deviation:
     sharing, which its text speaks of but does not measure, and the distance are ours.
     """
     names = lifted_names(lifting)
+    firsts = [f"{layer.name}." if layer.name else "" for layer in lifting.layers]
+    own = [
+        f"{f}{layer.inner}{k}" for f, layer in zip(firsts, lifting.layers, strict=True) for k in ("weight", "bias")
+    ]
     rows: dict[str, _Squares] = {layer.name: _Squares() for layer in lifting.layers}
     whole = 0.0
-    for name in lifting.lifted_space.names:
+    for name in dict.fromkeys([*lifting.lifted_space.names, *(name for name in own if name in state)]):
         if name not in state:
             raise ShapeError(
                 f"Expected a parameter {name!r}. Got {len(state)} others. Use a state of the lifted net."

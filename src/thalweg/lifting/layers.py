@@ -146,7 +146,7 @@ def lift_plan(
         The plan. Under one kind for all, layers that cannot be lifted are kept, with the reason.
 
     Raises:
-        ConfigError: an unknown kind.
+        ConfigError: an unknown kind, or none.
         StructureError: nothing to lift; a pattern names no convolution, or one that cannot be lifted; the module does
             not run.
 
@@ -156,6 +156,14 @@ def lift_plan(
         [('0', 544)]
     """
     chosen = {"*": to} if isinstance(to, str) else dict(to)
+    if not chosen:
+        raise ConfigError(
+            f"Expected a kind of {', '.join(KINDS)}, or patterns with one each. Got none. Name a layer."
+        )
+    if next(module.parameters(), None) is None:
+        raise StructureError(
+            f"Expected a convolution that can be lifted. Got {type(module).__name__} without parameters. Pass a net."
+        )
     for kind in chosen.values():
         if kind not in KINDS:
             raise ConfigError(f"Expected a kind of {', '.join(KINDS)}. Got {kind!r}. Choose one of them.")
@@ -168,6 +176,7 @@ def lift_plan(
         used |= {pattern} if pattern is not None else set()
         kind = chosen[pattern] if pattern is not None else "shared"
         reason = reasons.get(names[0]) or _obstacle(layer, sizes.get(names[0], []))
+        reason = reason or _hooked(module.get_submodule(names[0]))
         if kind == "shared":
             kept.pop(names[0], None)
         elif reason is None:
@@ -239,8 +248,9 @@ def _uses(
         name = owners.get(site.weight)
         if site.kernel_dims and name is None:
             reasons[site.weight] = "it is called as a function; make it an nn.Conv1d, nn.Conv2d or nn.Conv3d"
-        elif name is not None and counts.get(name, 0) and site.calls > counts[name]:
-            reasons[name] = "its weight is also used apart from it"
+        elif name is not None and site.calls > counts.get(name, 0):
+            is_called = counts.get(name, 0) > 0
+            reasons[name] = f"its weight is {'also ' if is_called else ''}used by code, not by calling the layer"
     return reasons
 
 
@@ -280,9 +290,22 @@ def _obstacle(layer: nn.Module, sizes: Sequence[tuple[int, ...]]) -> str | None:
         "its weight has no floating type": weight is not None and not weight.dtype.is_floating_point,
         "the example does not reach it": not sizes,
         f"it is applied to inputs of several sizes: {', '.join(map(str, sizes))}": len(sizes) > 1,
-        "it has forward hooks, which would be lost": bool(layer._forward_hooks or layer._forward_pre_hooks),
     }
     return next((reason for reason, is_so in faults.items() if is_so), None)
+
+
+def _hooked(layer: nn.Module) -> str | None:
+    """Say that a layer, or a parameter of it, has hooks; a copy has not all of them."""
+    own = (
+        *("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks"),
+        *("_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"),
+    )
+    has_hooks = any(getattr(layer, name, None) for name in own) or any(
+        getattr(p, name, None)
+        for p in layer._parameters.values()
+        for name in ("_backward_hooks", "_post_accumulate_grad_hooks")
+    )
+    return "it has hooks, which would be lost" if has_hooks else None
 
 
 def _lifted_layer(
@@ -333,6 +356,11 @@ def _require_some(
     unused = [p for p in chosen if p not in used and p != "*"]
     if unused:
         there = ", ".join(name for group in names for name in group) or "none"
+        if any(fnmatchcase(name, unused[0]) for group in names for name in group):
+            raise StructureError(
+                f"Expected {unused[0]!r} before the patterns that take the same layers. Got it after them. The first "
+                "that fits counts: write it first."
+            )
         raise StructureError(f"Expected the name of a convolution. Got {unused[0]!r}. There are: {there}.")
     if not layers and set(chosen.values()) != {"shared"}:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in kept.items())

@@ -1,7 +1,9 @@
 """lift: a convolutional network as a relaxed one, dense or locally connected, that computes the same."""
 
+import math
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,12 +94,14 @@ dilation=(1, 1), groups=1, bias=True)
     device = next(module.parameters()).device
     require_memory(plan, available_memory(device) if max_memory is None else max_memory)
     result, lifting = build_lifted(module, plan)
-    error = output_change(result, module, inputs, "lifted")
+    with _full_precision(device):
+        error = output_change(result, module, inputs, "lifted")
     dtype = next(module.parameters()).dtype
     if not error <= _SAME.get(dtype, 1e-1):
         raise StructureError(
             f"Expected the lifted module to compute the same outputs. Got a relative change of {error:.1e}. A "
-            "convolution is used in a way that its layer does not tell: name the layers to lift to find it."
+            "convolution is reached by another way than its name (a list, a stored method): keep it as 'shared', "
+            "or register the list as an nn.ModuleList."
         )
     return Lifted(result, lifting, plan, error)
 
@@ -113,7 +117,7 @@ def build_lifted(module: nn.Module, plan: LiftPlan) -> tuple[nn.Module, Lifting]
         The lifted module, in the mode of the original, and the map.
     """
     device = next(module.parameters()).device
-    space, state = Space.of(module), dict(module.named_parameters())
+    space, state = _space(module), dict(module.named_parameters())
     result = copied(module, device=device)
     lifting = Lifting(plan.layers, space, space, _unread(plan.layers, state))
     with torch.no_grad():
@@ -127,12 +131,29 @@ def build_lifted(module: nn.Module, plan: LiftPlan) -> tuple[nn.Module, Lifting]
                 value = nn.Parameter(lifted[name], requires_grad=state[f"{prefix}{kind}"].requires_grad)
                 new.get_submodule(layer.inner.removesuffix(".")).register_parameter(kind, value)
             new.train(convolution.training)
+            for parameter in result.get_submodule(layer.name).parameters():
+                parameter.fill_(math.nan)  # whoever still reaches the convolution in the copy is found out
             for own in layer.names:
                 if own:
                     result.set_submodule(own, new)
                 else:
                     result = new
-    return result, Lifting(plan.layers, space, Space.of(result), lifting.unread)
+    return result, Lifting(plan.layers, space, _space(result), lifting.unread)
+
+
+def _space(module: nn.Module) -> Space:
+    """Give the coordinates of a module; none where all of it is frozen."""
+    return Space.of(module) if any(p.requires_grad for p in module.parameters()) else Space((), ())
+
+
+def _full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Let convolutions on a GPU compute in their own type, as dense layers do, while outputs are compared."""
+    if device.type != "cuda":
+        return nullcontext()
+    flags: AbstractContextManager[Any] = torch.backends.cudnn.flags(
+        enabled=torch.backends.cudnn.enabled, allow_tf32=False
+    )
+    return flags
 
 
 def require_memory(plan: LiftPlan, limit: int | None) -> None:

@@ -68,7 +68,18 @@ class Lifting:
         Raises:
             ShapeError: theta does not fit the convolutional network.
         """
-        return self.lifted_space.theta(self.lazily(self.space.parameters(theta)))
+        found = theta.new_zeros(self.lifted_space.num_params)
+        places = self.lifted_space.parameters(found)
+        for name, value in self.space.parameters(theta.detach()).items():
+            layer, kind, lifted = self.original(name)
+            place = places[lifted]
+            if layer is None:
+                place.copy_(value)
+            elif kind == "bias":
+                place.copy_(value.repeat_interleave(layer.geometry.positions).reshape(layer.bias_shape))
+            else:
+                spread(layer, value, place)
+        return found
 
     def adjoint(self, theta: Float[Tensor, " lifted"]) -> Float[Tensor, " params"]:
         """Compute Φᵀθ: the sums over tied entries. The gradient at θ is Φᵀ of the gradient at Φθ, by the chain rule.
@@ -146,7 +157,7 @@ class Lifting:
         return found
 
 
-def spread(layer: LiftedLayer, kernel: Tensor) -> Tensor:
+def spread(layer: LiftedLayer, kernel: Tensor, into: Tensor | None = None) -> Tensor:
     """Copy a kernel to all entries of a lifted weight that are tied to it; the rest is 0.
 
     Fresh memory that is 0 comes from the system untouched, so only what is local is written.
@@ -154,12 +165,13 @@ def spread(layer: LiftedLayer, kernel: Tensor) -> Tensor:
     Args:
         layer: which convolution.
         kernel: of shape (out, in / groups, *kernel).
+        into: the lifted weight, contiguous and 0. Default: a new one.
 
     Returns:
         The lifted weight.
     """
     geometry = layer.geometry
-    weight = kernel.new_zeros(layer.weight_shape)
+    weight = kernel.new_zeros(layer.weight_shape) if into is None else into
     taps = kernel.detach().reshape(geometry.groups, geometry.out_channels // geometry.groups, -1, geometry.taps)
     for tap, view in layer.ties(weight):
         value = taps[..., tap]

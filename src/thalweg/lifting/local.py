@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ class LocallyConnected(nn.Module):
         in_channels: channels that go in.
         out_channels: channels that come out.
         kernel_size: taps along each spatial dim.
-        input_size: spatial size of the inputs: one to three numbers, which also say how many dims there are.
+        input_size: spatial size of the inputs: a number for each dim.
         stride: step of the patches.
         padding: zeros on both sides of each dim; a pair for a dim gives those before and after.
         dilation: distance of the taps.
@@ -41,7 +42,7 @@ class LocallyConnected(nn.Module):
         bias: of shape (out_channels, *output_size), the same; None without.
 
     Raises:
-        ShapeError: sizes that are not positive or do not fit together.
+        ShapeError: sizes that are not positive or do not fit together, or are no numbers.
 
     Source:
         The relaxation that dascoli2019finding (arXiv 1906.06766, section 5) names as promising: no weight sharing,
@@ -57,7 +58,7 @@ class LocallyConnected(nn.Module):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: Sequence[int],
+        kernel_size: Sequence[int] | int,
         input_size: Sequence[int],
         *,
         stride: Sequence[int] | int = 1,
@@ -69,17 +70,8 @@ class LocallyConnected(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        dims = len(tuple(input_size))
-        pads = (padding,) * dims if isinstance(padding, int) else tuple(padding)
-        self.geometry = Geometry(
-            in_channels,
-            out_channels,
-            tuple(input_size),
-            tuple(kernel_size),
-            (stride,) * dims if isinstance(stride, int) else tuple(stride),
-            tuple((p, p) if isinstance(p, int) else (int(p[0]), int(p[1])) for p in pads),
-            (dilation,) * dims if isinstance(dilation, int) else tuple(dilation),
-            groups,
+        self.geometry = _geometry(
+            (in_channels, out_channels, groups), kernel_size, input_size, stride, padding, dilation
         )
         self._patches = Patches(self.geometry)
         size, kernel = self.geometry.output_size, self.geometry.kernel_size
@@ -116,7 +108,7 @@ class LocallyConnected(nn.Module):
             Outputs of shape (batch, out_channels, *output_size).
 
         Raises:
-            ShapeError: inputs of other channels or another size than the layer was made for.
+            ShapeError: inputs of other channels, another size or another type than the layer was made for.
         """
         geometry = self.geometry
         dims, wanted = len(geometry.input_size), (geometry.in_channels, *geometry.input_size)
@@ -125,11 +117,17 @@ class LocallyConnected(nn.Module):
                 f"Expected inputs of shape (batch, {', '.join(map(str, wanted))}). Got {tuple(inputs.shape)}. A "
                 "locally-connected layer has a kernel for each position: make one for this size."
             )
+        kind = inputs.device.type
+        is_lowered = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        if inputs.dtype != self.weight.dtype and not is_lowered:
+            raise ShapeError(
+                f"Expected inputs of type {self.weight.dtype}, that of the weights. Got {inputs.dtype}. Convert one."
+            )
         batched = inputs if inputs.ndim == dims + 2 else inputs.unsqueeze(0)
         rows = batched.reshape(len(batched), geometry.in_channels, geometry.pixels)
         kernels = self.weight.reshape(geometry.positions, geometry.out_channels, geometry.taps, -1)
-        if torch.is_autocast_enabled(rows.device.type) and rows.dtype != torch.float64:  # as torch's convolutions do
-            low = torch.get_autocast_dtype(rows.device.type)
+        if is_lowered and rows.dtype != torch.float64:  # as torch's convolutions do
+            low = torch.get_autocast_dtype(kind)
             rows, kernels = rows.to(low), kernels.to(low)
         found = self._patches.outputs(rows, kernels)
         outputs = found.reshape(len(batched), geometry.out_channels, *geometry.output_size)
@@ -145,3 +143,23 @@ class LocallyConnected(nn.Module):
             f"stride={g.stride}, padding={g.padding}, dilation={g.dilation}, groups={g.groups}, "
             f"bias={self.bias is not None}"
         )
+
+
+def _geometry(
+    channels: tuple[int, int, int], kernel_size: Any, input_size: Any, stride: Any, padding: Any, dilation: Any
+) -> Geometry:
+    """Read sizes as torch's convolutions take them: one number for all dims, or one for each."""
+    try:
+        dims = len(tuple(input_size))
+        pads = (padding,) * dims if isinstance(padding, int) else tuple(padding)
+        pairs = tuple((p, p) if isinstance(p, int) else (int(p[0]), int(p[1])) for p in pads)
+        sizes = [(n,) * dims if isinstance(n, int) else tuple(n) for n in (kernel_size, stride, dilation)]
+        return Geometry(*channels[:2], tuple(input_size), sizes[0], sizes[1], pairs, sizes[2], channels[2])
+    except (TypeError, ValueError, IndexError) as error:
+        if isinstance(error, ShapeError):
+            raise
+        raise ShapeError(
+            "Expected input_size as one number for each spatial dim, all others likewise or as one number. Got "
+            f"input_size={input_size!r}, kernel_size={kernel_size!r}, stride={stride!r}, padding={padding!r}, "
+            f"dilation={dilation!r}. Write them out, as (32, 32)."
+        ) from error

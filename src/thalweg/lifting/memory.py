@@ -46,9 +46,21 @@ def _of_linux() -> int | None:
 
 
 def _of_container() -> int | None:
+    """Read what the control groups that this process is in leave, files that can be dropped not counted (Linux)."""
     try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
-    except (OSError, ValueError):
+        rows = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+        own = next((row[3:].strip("/") for row in rows if row.startswith("0::")), "")
+    except OSError:
         return None
-    return max(0, limit - used)
+    root, found = Path("/sys/fs/cgroup"), []
+    for folder in (root / own, *(root / own).parents):
+        if not folder.is_relative_to(root):
+            break
+        try:
+            limit = int((folder / "memory.max").read_text(encoding="ascii"))
+            used = int((folder / "memory.current").read_text(encoding="ascii"))
+            stat = dict(row.split() for row in (folder / "memory.stat").read_text(encoding="ascii").splitlines())
+            found.append(max(0, limit - used + int(stat.get("inactive_file", 0))))
+        except (OSError, ValueError):
+            continue
+    return min(found, default=None)

@@ -36,17 +36,27 @@ class Patches:
 
     geometry: Geometry
     _placed: dict[torch.device, Tensor] = field(default_factory=dict, repr=False)
-    _runs: list[tuple[slice, tuple[slice, ...]]] = field(default_factory=list, repr=False)
+    _runs: tuple[tuple[slice, tuple[slice, ...]], ...] = field(default=(), repr=False)
 
     def reads(self, device: torch.device) -> Tensor:
-        """Say which input position each output position reads through each tap; `pixels` stands for padding."""
-        if device not in self._placed:
-            self._placed[device] = _reads(self.geometry).to(device)
-        return self._placed[device]
+        """Say which input position each output position reads through each tap; `pixels` stands for padding.
+
+        Kept for plain tensors alone: one that a tracer made has no values.
+        """
+        if device in self._placed:
+            return self._placed[device]
+        placed = _reads(self.geometry).to(device)
+        if type(placed) is Tensor and not placed.is_meta:
+            self._placed[device] = placed
+        return placed
 
     def runs(self) -> tuple[tuple[slice, tuple[slice, ...]], ...]:
-        """List runs of consecutive positions that read the input through the same taps, with these along each dim."""
+        """List runs of consecutive positions that read the input through the same taps, with these along each dim.
+
+        Assigned whole, so that threads that come here together all have all of it.
+        """
         if not self._runs:
+            found = []
             read = (_reads(self.geometry) < self.geometry.pixels).reshape(-1, *self.geometry.kernel_size)
             changes = (read[1:] != read[:-1]).flatten(1).any(1).nonzero().flatten() + 1
             starts = [0, *changes.tolist()]
@@ -54,8 +64,9 @@ class Patches:
                 places = read[start].nonzero()
                 if len(places):  # else nothing but padding: the product is 0
                     ends = zip(places.amin(0).tolist(), places.amax(0).tolist(), strict=True)
-                    self._runs.append((slice(start, stop), tuple(slice(low, high + 1) for low, high in ends)))
-        return tuple(self._runs)
+                    found.append((slice(start, stop), tuple(slice(low, high + 1) for low, high in ends)))
+            self._runs = tuple(found)
+        return self._runs
 
     def outputs(
         self, inputs: Float[Tensor, "batch channels pixels"], weight: Float[Tensor, "positions out taps ins"]
@@ -86,7 +97,8 @@ class _Product(torch.autograd.Function):
     def forward(ctx: Any, which: _Map, first: Tensor, second: Tensor, patches: Patches) -> Tensor:
         ctx.save_for_backward(first, second)
         ctx.which, ctx.patches = which, patches
-        return {"outputs": _outputs, "inputs": _inputs, "weight": _weight}[which](first, second, patches)
+        with torch.autocast(first.device.type, enabled=False):  # the types are settled
+            return {"outputs": _outputs, "inputs": _inputs, "weight": _weight}[which](first, second, patches)
 
     @staticmethod
     def backward(ctx: Any, *outward: Any) -> tuple[Tensor | None, ...]:
@@ -292,7 +304,17 @@ def _reads(geometry: Geometry) -> Tensor:
 
 
 def _is_transformed(*tensors: Tensor) -> bool:
-    """Say whether a transform of `torch.func`, or a batched backward pass, sees through plain operations only."""
+    """Say whether plain operations alone will do.
+
+    So it is under a compiler or a tracer, a transform, forward derivatives or a batched backward pass, and for
+    tensors of another class.
+    """
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return True
+    if any(type(t) not in (Tensor, torch.nn.Parameter) or t.is_meta for t in tensors):
+        return True
+    if torch.autograd.forward_ad._current_level >= 0:
+        return True
     is_active = getattr(torch._C, "_are_functorch_transforms_active", None)
     is_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", None)
     return bool(is_active is not None and is_active()) or bool(
