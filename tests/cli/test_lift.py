@@ -1,6 +1,9 @@
 """lift on a user's own nets: what it prints, what it writes, how that is loaded, and what it refuses."""
 
+import html
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from thalweg.checkpoint import load_metadata, save_state
 from thalweg.cli.app import main
 from thalweg.cli.lift_options import kinds_of, size_of
 from thalweg.errors import ConfigError
+from thalweg.lifting.memory import worded_bytes
 
 __all__ = ["user_folder"]
 
@@ -38,6 +42,34 @@ class Peeks(nn.Module):
 
     def forward(self, x):
         return self.conv(x).mean((2, 3)) * self.conv.weight.norm()
+
+class Listed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 3)
+        self.all = [self.conv]
+
+    def forward(self, x):
+        return self.all[0](x).mean((2, 3))
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 2, 3, padding=1)
+        self.one = nn.Conv2d(2, 2, 3, padding=1)
+        self.again, self.norm = self.one, nn.BatchNorm2d(2)
+
+    def forward(self, x):
+        return self.norm(self.again(self.one(self.stem(x)).relu())).mean((2, 3))
+
+def partly_frozen():
+    net = Twice()
+    net.stem.requires_grad_(False)
+    net.one.bias.requires_grad_(False)
+    return net
+
+def frozen():
+    return Twice().requires_grad_(False)
 
 def digits(width=3):
     return nn.Sequential(
@@ -91,6 +123,39 @@ def test_what_is_printed_loads_the_file_in_plain_pytorch(options, file, dtype, c
     assert f"wrote {file}: {Path(file).stat().st_size:,} bytes" in "\n".join(lines)
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("partly_frozen", ""), ("partly_frozen", "--to one=local,stem=fc"), ("frozen", "--padded")],
+)
+def test_what_is_frozen_is_frozen_in_what_is_printed(name, options, capsys):
+    net = own(name, "own.pt")
+    code = snippet(run(f"lift own.pt --model nets.py:{name} --input 1x5x5 {options}", capsys))
+    names: dict[str, nn.Module] = {}
+    exec(code, names)
+    loaded = names["net"]
+    before = {n: p.requires_grad for n, p in net.named_parameters()}
+    after = {n.replace("linear.", ""): p.requires_grad for n, p in loaded.named_parameters()}
+    assert after == before
+    assert loaded.get_submodule("one") is loaded.get_submodule("again")
+    images = torch.randn(3, 1, 5, 5, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(loaded(images), net(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_a_disk_that_does_not_hold_every_name_of_a_tensor_is_refused(suffix, capsys, monkeypatch):
+    own("Twice", "own.pt")
+    out = f"own-lifted{suffix}"
+    line = f"lift own.pt --model nets.py:Twice --input 1x5x5 --out {out}"
+    one = 4 * (50 * 50 + 50)
+    size = 4 * (50 * 25 + 50) + one * (2 if suffix == ".safetensors" else 1) + 4 * 4 * 2 + 8  # BatchNorm, its counter
+    usage = type(shutil.disk_usage("."))
+    monkeypatch.setattr("thalweg.cli.lift.shutil.disk_usage", lambda _: usage(10**9, 0, size - 1))
+    assert f"Expected {size:,} bytes" in refused(line, capsys)
+    monkeypatch.setattr("thalweg.cli.lift.shutil.disk_usage", lambda _: usage(10**9, 0, size))
+    assert f", the file {worded_bytes(size)}" in "\n".join(run(line, capsys))
+    assert Path(out).stat().st_size > size  # and its header
+
+
 def test_the_table_stands_before_what_was_done(capsys):
     saved("OddCNN")
     lines = run("lift net.pt --model mynets:OddCNN --input 2x9x15 --to one=fc", capsys)
@@ -116,7 +181,9 @@ def test_json_and_the_report_say_the_same(capsys):
     assert first["local"] == pytest.approx(float((state["stem.weight"] != 0).double().mean()))
     page = Path("page.html").read_text(encoding="utf-8")
     assert f"{record['parameters']['after']:,}" in page
-    assert "load_state_dict" in page
+    code = re.search(r'<pre class="listing"[^>]*><code>([^<]*)</code></pre>', page)
+    assert code is not None
+    assert html.unescape(code[1]).splitlines() == record["load"]
 
 
 def test_what_cannot_be_lifted_is_named_with_the_reason(capsys, user_folder):
@@ -158,9 +225,18 @@ def test_lifted_checkpoints_are_connected_merged_and_probed(to, capsys):
 
 
 def test_a_checkpoint_that_was_widened_and_then_lifted_fits_its_factory(capsys):
-    own("digits", "a.pt")
+    net = own("digits", "a.pt")
     run("embed a.pt --model nets.py:digits --input 1x8x8 --widths x2", capsys)
-    run("lift a-wide.safetensors --model nets.py:digits --input 1x8x8", capsys)
+    code = snippet(run("lift a-wide.safetensors --model nets.py:digits --input 1x8x8", capsys))
+    words = "has other widths: build your module with these first (0=6), in place of the dots; then:\nnet = ...\n"
+    assert f"# digits() {words}" in code
+    names: dict[str, nn.Module] = {}
+    exec(code.replace("net = ...", "net = digits(width=6)"), names)
+    images = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(names["net"](images), net(images), rtol=1e-4, atol=1e-4)
+    known = "lift a-wide.safetensors --model nets.py:digits --arg width=6 --input 1x8x8 --out known.pt"
+    exec(snippet(run(known, capsys)), names)  # the factory makes the widths: no dots
+    torch.testing.assert_close(names["net"](images), net(images), rtol=1e-4, atol=1e-4)
     run("lift a-wide-lifted.safetensors --model nets.py:digits --back", capsys)
     back, wide = load_file("a-wide-lifted-back.safetensors"), load_file("a-wide.safetensors")
     assert all(torch.equal(back[name], wide[name]) for name in wide)
@@ -228,6 +304,11 @@ def test_wrong_input_is_refused_in_one_line_and_nothing_is_written(words, messag
     assert message in error
 
 
+def test_an_empty_kind_is_refused(capsys):
+    saved("OddResNet")
+    assert "Expected --to fc, local or shared" in refused(["lift", "net.pt", *RESNET.split(), "--to", ""], capsys)
+
+
 def test_a_place_that_cannot_be_written_is_one_line(capsys, monkeypatch):
     saved("OddResNet")
 
@@ -241,7 +322,8 @@ def test_a_place_that_cannot_be_written_is_one_line(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("Functional", "called as a function"), ("Peeks", "its weight is also used apart from it")]
+    ("name", "message"),
+    [("Functional", "called as a function"), ("Peeks", "its weight is also used"), ("Listed", "Expected")],
 )
 def test_a_net_that_uses_weights_beside_its_layers_is_refused(name, message, capsys):
     own(name, "own.pt")
@@ -249,6 +331,7 @@ def test_a_net_that_uses_weights_beside_its_layers_is_refused(name, message, cap
     error = capsys.readouterr().err
     assert error.startswith("error: Expected ")
     assert message in error
+    assert len(error.splitlines()) == 1
     assert not Path("own-lifted.safetensors").exists()
 
 

@@ -89,12 +89,12 @@ def lift(  # noqa: PLR0913, PLR0917 - one argument per option of the command lin
 
         bring_back(checkpoint, target, options, as_json=as_json)
         return
-    kinds, limit = kinds_of(to or "fc"), size_of(max_memory)
+    kinds, limit = kinds_of("fc" if to is None else to), size_of(max_memory)
     require_unlifted(checkpoint, trust_pickle=trust_pickle)
     network = load_network(checkpoint, **options)
     plan = _planned(network, kinds, limit, target, padded=padded)
     if not as_json:
-        _show_plan(network, plan)
+        _show_plan(network, plan, target)
     record = _lifted(network, kinds, limit, (checkpoint, target), built, padded=padded)
     if page is not None:
         from thalweg.cli.lift_page import write_page
@@ -131,13 +131,31 @@ def _planned(network: Network, kinds: Any, limit: int | None, target: Path, *, p
 
     plan = lift_plan(network.module, network.inputs, to=kinds, padded=padded)
     require_memory(plan, available_memory(torch.device("cpu")) if limit is None else limit)
-    free = shutil.disk_usage(target.parent).free
-    if plan.num_bytes > free:
+    size, free = _file_bytes(network, plan, target), shutil.disk_usage(target.parent).free
+    if size > free:
         raise CheckpointError(
-            f"Expected {plan.num_bytes:,} bytes ({worded_bytes(plan.num_bytes)}) of disk for {target}. Got {free:,} "
+            f"Expected {size:,} bytes ({worded_bytes(size)}) of disk for {target}. Got {free:,} "
             f"({worded_bytes(free)}). Free some space, or choose another place."
         )
     return plan
+
+
+def _file_bytes(network: Network, plan: "LiftPlan", target: Path) -> int:
+    """Count the bytes of all tensors of a lifted state as `save_state` writes them.
+
+    A .safetensors file holds a tensor once for each of its names, a .pt file once.
+    """
+    from torch import Tensor
+
+    is_tied = target.suffix != ".safetensors"
+    owners = {name for layer in plan.layers for name in layer.names}
+    sizes: dict[object, int] = {}
+    for name, value in network.module.state_dict().items():
+        owner, _, kind = name.rpartition(".")
+        if isinstance(value, Tensor) and not (owner in owners and kind in {"weight", "bias"}):
+            sizes[(value.data_ptr(), value.shape) if is_tied else name] = value.numel() * value.itemsize
+    lifted = sum(layer.num_bytes * (1 if is_tied else len(layer.names)) for layer in plan.layers)
+    return lifted + sum(sizes.values())
 
 
 def _lifted(
@@ -207,7 +225,7 @@ def layer_rows(layers: list[Value]) -> tuple[list[str], list[list[str]]]:
     return heads, rows
 
 
-def _show_plan(network: Network, plan: "LiftPlan") -> None:
+def _show_plan(network: Network, plan: "LiftPlan", target: Path) -> None:
     from thalweg.lifting.memory import worded_bytes
 
     show_rows(*layer_rows([layer_facts(layer) for layer in plan.layers]))
@@ -215,7 +233,8 @@ def _show_plan(network: Network, plan: "LiftPlan") -> None:
         typer.echo(f"{name}: kept as it is, {reason}")
     before = count_parameters(network.module)
     after = before + sum(layer.num_params - layer.num_shared for layer in plan.layers)
-    typer.echo(f"parameters: {before:,} -> {after:,}; lifted weights take {worded_bytes(plan.num_bytes)}")
+    lifted, whole = worded_bytes(plan.num_bytes), worded_bytes(_file_bytes(network, plan, target))
+    typer.echo(f"parameters: {before:,} -> {after:,}; lifted weights take {lifted}, the file {whole}")
 
 
 def _show(record: Value) -> None:

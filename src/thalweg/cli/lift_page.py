@@ -46,7 +46,8 @@ def write_page(path: Path, record: dict[str, Any]) -> None:
         checksums={},
     )
     note = "" if record["layers"] else "No figures: no layer was lifted."
-    write_report(path, [Section(manifest, _figures(record), note, tuple(_tables(record)))])
+    listings = {"Loading it in plain PyTorch": "\n".join(record["load"])}
+    write_report(path, [Section(manifest, _figures(record), note, tuple(_tables(record)), listings)])
 
 
 def _tables(record: dict[str, Any]) -> list[TextTable]:
@@ -58,8 +59,7 @@ def _tables(record: dict[str, Any]) -> list[TextTable]:
     found = [TextTable("Lifted layers", tuple(heads), tuple(map(tuple, rows)), caption)]
     if record["kept"]:
         found.append(TextTable("Kept as they are", ("layer", "why"), tuple(record["kept"].items())))
-    lines = tuple((line,) for line in record["load"] if line)
-    return [*found, TextTable("Loading it in plain PyTorch", ("lines of Python",), lines)]
+    return found
 
 
 def _figures(record: dict[str, Any]) -> tuple[Figure, ...]:

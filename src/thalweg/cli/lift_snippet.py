@@ -41,7 +41,8 @@ def loading_lines(module: "nn.Module", plan: "LiftPlan", built: Built, file: Pat
         file: the lifted checkpoint.
 
     Returns:
-        Lines of Python, which run where the user's module can be imported.
+        Lines of Python, which run where the user's module can be imported; of a checkpoint with other widths than
+        the factory makes, with dots where the user builds one that has them.
     """
     import torch
 
@@ -55,18 +56,19 @@ def loading_lines(module: "nn.Module", plan: "LiftPlan", built: Built, file: Pat
     lines += ["from safetensors.torch import load_file"] * (not is_plain)
     lines += ["from torch import nn", ""]
     lines += ["from thalweg.lifting import LocallyConnected"] * uses_local
-    lines += [*imports, "", made]
+    lines += [*imports, "", *made]
     for layer in plan.layers:
-        places = " = ".join(_place(module, name) for name in layer.names)
-        lines.append(f"{places} = {_layer(layer)}")
+        places = [_place(module, name) for name in layer.names]
+        lines.append(f"{' = '.join(places)} = {_layer(layer)}")
+        lines += _frozen(module, layer, places[0])
     if only not in (None, torch.float32):
         lines.append(f"net = net.to({only})")
     state = f"torch.load({str(file)!r}, weights_only=True)" if is_plain else f"load_file({str(file)!r})"
     return [*lines, f"net.load_state_dict({state}, strict=True)", "net.eval()"]
 
 
-def _built(module: "nn.Module", built: Built) -> tuple[list[str], str]:
-    """Give what imports the factory, and what calls it."""
+def _built(module: "nn.Module", built: Built) -> tuple[list[str], list[str]]:
+    """Give what imports the factory, and what calls it, or says that the user has to."""
     place, _, name = (built.model or f"thalweg.nets:{built.net}").rpartition(":")
     note = ""
     if place.endswith(".py"):
@@ -76,9 +78,25 @@ def _built(module: "nn.Module", built: Built) -> tuple[list[str], str]:
     words = keywords_of(built.arguments or [], "--arg")
     given = ", ".join(f"{key}={value!r}" for key, value in words.items())
     call = name if _is_module(built, name) else f"{name}({given})"
+    imports = [f"from {place} import {name}{note}"]
+    if not built.widths or _is_wide(module, built):
+        return imports, [f"net = {call}"]
     widths = ", ".join(f"{key}={value}" for key, value in built.widths.items())
-    wide = f"  # built with the widths {widths}" if widths else ""
-    return [f"from {place} import {name}{note}"], f"net = {call}{wide}"
+    first = f"# {call} has other widths: build your module with these first ({widths}), in place of the dots; then:"
+    return imports, [first, "net = ..."]
+
+
+def _is_wide(module: "nn.Module", built: Built) -> bool:
+    """Say whether what the user names makes the widths that a resized checkpoint has."""
+    from torch import Tensor
+    from torch.nn.parameter import is_lazy
+
+    from thalweg.cli.network import build_module
+
+    own = build_module(built.model, built.net, built.arguments).state_dict()
+    state = module.state_dict()
+    tensors = [name for name, value in own.items() if isinstance(value, Tensor) and not is_lazy(value)]
+    return all(name in state and own[name].shape == state[name].shape for name in tensors)
 
 
 def _is_module(built: Built, name: str) -> bool:
@@ -104,6 +122,15 @@ def _place(module: "nn.Module", name: str) -> str:
             words += f".{part}"
         owner = owner.get_submodule(part)
     return words
+
+
+def _frozen(module: "nn.Module", layer: "LiftedLayer", place: str) -> list[str]:
+    """Write what freezes of a lifted layer what is frozen of the convolution."""
+    own = {k: p for k, p in module.get_submodule(layer.name)._parameters.items() if p is not None}
+    frozen = [kind for kind, parameter in own.items() if not parameter.requires_grad]
+    if len(frozen) == len(own):
+        return [f"{place}.requires_grad_(False)"]
+    return [f"{place}.{layer.inner}{kind}.requires_grad_(False)" for kind in frozen]
 
 
 def _layer(layer: "LiftedLayer") -> str:

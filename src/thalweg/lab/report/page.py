@@ -9,8 +9,8 @@ import gzip
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +76,14 @@ class Section:
         figures: its pictures.
         note: why there are no pictures, if there are none.
         tables: tables above the pictures.
+        listings: title -> lines of code, below the tables.
     """
 
     manifest: Manifest
     figures: tuple[Figure, ...]
     note: str = ""
     tables: tuple[TextTable, ...] = ()
+    listings: Mapping[str, str] = field(default_factory=dict)
 
 
 def section_of(run: Run) -> Section:
