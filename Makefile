@@ -45,7 +45,7 @@ demo: $(VENV)/.installed ## install into .venv and run the tour: ends with the c
 	@$(VENV)/bin/thalweg tour
 
 test: $(VENV)/.installed-dev ## install with the development tools and run every test, doctests and documents included
-	@$(PY) -m pytest -q -n $(JOBS) $(ARGS)
+	@$(PY) -m pytest -q -n $(JOBS) --dist worksteal $(ARGS)
 
 check: $(VENV)/.installed-dev ## what CI wants: format, lint, types, import rules, dependencies, all tests
 	@echo "check: format" && $(PY) -m ruff format --check $(CODE)
@@ -55,7 +55,7 @@ check: $(VENV)/.installed-dev ## what CI wants: format, lint, types, import rule
 	@echo "check: dependencies" && $(PIP) check
 	@found=$$($(PIP) list 2>/dev/null | grep -iE '^(torchvision$(if $(filter auto,$(TORCH)),|nvidia-))' || true); \
 	if [ -n "$$found" ]; then echo "Expected neither torchvision nor nvidia-*. Got:"; echo "$$found"; exit 1; fi
-	@echo "check: tests, doctests, documents" && $(PY) -m pytest -q -n $(JOBS) $(ARGS)
+	@echo "check: tests, doctests, documents" && $(PY) -m pytest -q -n $(JOBS) --dist worksteal $(ARGS)
 
 format: $(VENV)/.installed-dev ## format the code and repair what the linter can repair
 	@$(PY) -m ruff format $(CODE)

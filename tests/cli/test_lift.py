@@ -80,9 +80,9 @@ def digits(width=3):
 
 
 def own(name: str, file: str) -> nn.Module:
-    """Write nets.py, and a checkpoint of one of its nets."""
-    Path("nets.py").write_text(NETS, encoding="utf-8")
-    names: dict[str, object] = {"__name__": "nets"}
+    """Write lift_nets.py, and a checkpoint of one of its nets."""
+    Path("lift_nets.py").write_text(NETS, encoding="utf-8")
+    names: dict[str, object] = {"__name__": "lift_nets"}
     exec(NETS, names)
     factory = names[name]
     assert callable(factory)
@@ -129,7 +129,7 @@ def test_what_is_printed_loads_the_file_in_plain_pytorch(options, file, dtype, c
 )
 def test_what_is_frozen_is_frozen_in_what_is_printed(name, options, capsys):
     net = own(name, "own.pt")
-    code = snippet(run(f"lift own.pt --model nets.py:{name} --input 1x5x5 {options}", capsys))
+    code = snippet(run(f"lift own.pt --model lift_nets.py:{name} --input 1x5x5 {options}", capsys))
     names: dict[str, nn.Module] = {}
     exec(code, names)
     loaded = names["net"]
@@ -145,7 +145,7 @@ def test_what_is_frozen_is_frozen_in_what_is_printed(name, options, capsys):
 def test_a_disk_that_does_not_hold_every_name_of_a_tensor_is_refused(suffix, capsys, monkeypatch):
     own("Twice", "own.pt")
     out = f"own-lifted{suffix}"
-    line = f"lift own.pt --model nets.py:Twice --input 1x5x5 --out {out}"
+    line = f"lift own.pt --model lift_nets.py:Twice --input 1x5x5 --out {out}"
     one = 4 * (50 * 50 + 50)
     size = 4 * (50 * 25 + 50) + one * (2 if suffix == ".safetensors" else 1) + 4 * 4 * 2 + 8  # BatchNorm, its counter
     usage = type(shutil.disk_usage("."))
@@ -211,8 +211,8 @@ def _written(source: str) -> str:
 def test_lifted_checkpoints_are_connected_merged_and_probed(to, capsys):
     for file in ("a.pt", "second.pt"):
         own("digits", file)
-        run(f"lift {file} --model nets.py:digits --input 1x8x8 --to {to}", capsys)
-    data = "--model nets.py:digits --data digits --samples 60"
+        run(f"lift {file} --model lift_nets.py:digits --input 1x8x8 --to {to}", capsys)
+    data = "--model lift_nets.py:digits --data digits --samples 60"
     pair = "a-lifted.safetensors second-lifted.safetensors"
     words = f"connect {pair} {data} --methods linear --points 3 --out paths --json"
     assert main(words.split()) == 0
@@ -226,18 +226,18 @@ def test_lifted_checkpoints_are_connected_merged_and_probed(to, capsys):
 
 def test_a_checkpoint_that_was_widened_and_then_lifted_fits_its_factory(capsys):
     net = own("digits", "a.pt")
-    run("embed a.pt --model nets.py:digits --input 1x8x8 --widths x2", capsys)
-    code = snippet(run("lift a-wide.safetensors --model nets.py:digits --input 1x8x8", capsys))
+    run("embed a.pt --model lift_nets.py:digits --input 1x8x8 --widths x2", capsys)
+    code = snippet(run("lift a-wide.safetensors --model lift_nets.py:digits --input 1x8x8", capsys))
     words = "has other widths: build your module with these first (0=6), in place of the dots; then:\nnet = ...\n"
     assert f"# digits() {words}" in code
     names: dict[str, nn.Module] = {}
     exec(code.replace("net = ...", "net = digits(width=6)"), names)
     images = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(names["net"](images), net(images), rtol=1e-4, atol=1e-4)
-    known = "lift a-wide.safetensors --model nets.py:digits --arg width=6 --input 1x8x8 --out known.pt"
+    known = "lift a-wide.safetensors --model lift_nets.py:digits --arg width=6 --input 1x8x8 --out known.pt"
     exec(snippet(run(known, capsys)), names)  # the factory makes the widths: no dots
     torch.testing.assert_close(names["net"](images), net(images), rtol=1e-4, atol=1e-4)
-    run("lift a-wide-lifted.safetensors --model nets.py:digits --back", capsys)
+    run("lift a-wide-lifted.safetensors --model lift_nets.py:digits --back", capsys)
     back, wide = load_file("a-wide-lifted-back.safetensors"), load_file("a-wide.safetensors")
     assert all(torch.equal(back[name], wide[name]) for name in wide)
     assert load_metadata("a-wide-lifted-back.safetensors")["thalweg.widths"] == '{"0": 6}'
@@ -327,7 +327,7 @@ def test_a_place_that_cannot_be_written_is_one_line(capsys, monkeypatch):
 )
 def test_a_net_that_uses_weights_beside_its_layers_is_refused(name, message, capsys):
     own(name, "own.pt")
-    assert main(f"lift own.pt --model nets.py:{name} --input 1x5x5".split()) == 2
+    assert main(f"lift own.pt --model lift_nets.py:{name} --input 1x5x5".split()) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: Expected ")
     assert message in error
@@ -355,8 +355,8 @@ def test_metadata_that_say_nothing_are_refused(text, capsys):
 
 def test_weights_of_another_width_than_stated_are_refused_before_anything_is_made(capsys):
     own("digits", "a.pt")
-    run("lift a.pt --model nets.py:digits --input 1x8x8", capsys)
-    error = refused("view a-lifted.safetensors --model nets.py:digits --arg width=5", capsys)
+    run("lift a.pt --model lift_nets.py:digits --input 1x8x8", capsys)
+    error = refused("view a-lifted.safetensors --model lift_nets.py:digits --arg width=5", capsys)
     assert "Expected '0.linear.weight' of shape (320, 64). Got (192, 64)" in error
 
 
