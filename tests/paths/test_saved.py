@@ -18,6 +18,7 @@ from thalweg.space import Space
 from thalweg.structure import trace
 
 NET = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+NET[0].bias.data.abs_().add_(1)  # units that are alive, whatever the draw
 SPACE = Space.of(NET)
 
 

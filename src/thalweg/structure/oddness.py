@@ -38,7 +38,7 @@ def odd_groups(
 
     Example:
         >>> from thalweg.structure import trace
-        >>> net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 40), nn.ReLU(), nn.Linear(40, 1))
         >>> odd_groups(trace(net, torch.ones(5, 2)), net, torch.ones(5, 2))
         ('0',)
     """
