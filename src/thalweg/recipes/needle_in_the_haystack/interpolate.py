@@ -262,7 +262,7 @@ RECIPE = Recipe(
     name="needle_in_the_haystack/interpolate",
     title="Between the convolutional solution and the relaxed one",
     source="dascoli2019finding, figure 13",
-    version=1,
+    version=2,
     presets={
         "paper": PAPER,
         "paper_adam": PAPER_ADAM,

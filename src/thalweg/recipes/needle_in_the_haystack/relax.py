@@ -1,9 +1,11 @@
-"""Figures 2 to 7 and 10 to 12: a convolutional network is lifted at many epochs and goes on without its constraints.
+"""Figures 2, 3 (left), 4 and 5: a convolutional network is lifted at many epochs and goes on without its constraints.
 
 Counts as reproduced: relaxed networks lose nothing and end better than a dense network of the same shape; those
 relaxed in between reach the convolutional one; they stay near its subspace, the nearer the later they left it.
 
-The paper's numbers are of one network; where a claim compares accuracies, ours are means over several.
+Of figures 6, 7 and 12 the filters at the start and the end are drawn, of a unit in the middle of the image; of
+figures 10 and 11 what 3 and 4 show. The paper's numbers are of one network; where a claim compares accuracies, ours
+are means over several.
 """
 
 from collections.abc import Mapping, Sequence
@@ -194,8 +196,8 @@ def figures(tables: Tables) -> "Sequence[Figure]":
 RECIPE = Recipe(
     name="needle_in_the_haystack/relax",
     title="Leaving the space of convolutions at the right time",
-    source="dascoli2019finding, figures 2 to 7 and 10 to 12",
-    version=1,
+    source="dascoli2019finding, figures 2, 3 (left), 4 and 5, and parts of 6, 7 and 10 to 12",
+    version=2,
     presets={
         "paper": PAPER,
         "paper_adam": PAPER_ADAM,

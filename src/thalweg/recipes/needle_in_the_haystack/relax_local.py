@@ -142,7 +142,7 @@ RECIPE = Recipe(
     name="needle_in_the_haystack/relax_local",
     title="Relaxing weight sharing alone: locally-connected networks",
     source="dascoli2019finding, section 5: its open question",
-    version=1,
+    version=2,
     presets={"paper": PAPER, "cpu": CPU, "quick": QUICK},
     claims=(
         Claim(

@@ -207,7 +207,7 @@ RECIPE = Recipe(
     name="needle_in_the_haystack/sharpness",
     title="Gradient and curvature at the relax time, before and after",
     source="dascoli2019finding, figure 3",
-    version=1,
+    version=2,
     presets={
         "paper": PAPER,
         "paper_adam": PAPER_ADAM,
