@@ -19,6 +19,7 @@ from thalweg.recipes.needle_in_the_haystack.protocol import (
     ProtocolPreset,
     Relaxed,
     Share,
+    derived,
     loaded,
 )
 
@@ -50,24 +51,26 @@ class InterpolatePreset(ProtocolPreset):
     """Of the springs, k: with a rate of 0.1, that of the paper's code, 1, in its units."""
 
 
-def _shared(preset: ProtocolPreset, **changes: Any) -> InterpolatePreset:
-    own = {name: getattr(preset, name) for name in ProtocolPreset.model_fields}
-    return InterpolatePreset(**{**own, **changes})
-
-
 # Four relax times as in the figure, whose numbers are lost: ours, spread over the epochs. 100 epochs: its caption.
-PAPER = _shared(relax.PAPER, epochs=100, relax_times=(1, 6, 23, 78))
-PAPER_ADAM = _shared(relax.PAPER_ADAM, epochs=100, relax_times=(1, 6, 23, 78))
-PAPER_ALEXNET = _shared(relax.PAPER_ALEXNET, epochs=100, relax_times=(1, 6, 23, 78))
-CPU = _shared(relax.CPU, relax_times=(1, 5, 30))
-QUICK = _shared(
-    relax.QUICK, points=5, relax_times=(0, 8), relaxed_epochs=3, string_epochs=1, string_learning_rate=0.05
+PAPER = derived(InterpolatePreset, relax.PAPER, epochs=100, relax_times=(1, 6, 23, 78))
+PAPER_ADAM = derived(InterpolatePreset, relax.PAPER_ADAM, epochs=100, relax_times=(1, 6, 23, 78))
+PAPER_ALEXNET = derived(InterpolatePreset, relax.PAPER_ALEXNET, epochs=100, relax_times=(1, 6, 23, 78))
+CPU = derived(InterpolatePreset, relax.CPU, relax_times=(1, 5, 30))
+QUICK = derived(
+    InterpolatePreset,
+    relax.QUICK,
+    points=5,
+    relax_times=(0, 8),
+    relaxed_epochs=3,
+    string_epochs=1,
+    string_learning_rate=0.05,
 )
 
 
 def run(preset: InterpolatePreset, context: Context) -> Outcome:
     """Run the protocol, and interpolate from the convolutional network's end to each relaxed network's."""
     images = loaded(preset, context)
+    data = images.name
     rows: Table = []
     shares = Share(context).split([1.0] * len(preset.seeds))
     for seed, share in zip(preset.seeds, shares, strict=True):
@@ -89,7 +92,7 @@ def run(preset: InterpolatePreset, context: Context) -> Outcome:
                 made = protocol.relaxed(states[time], time, "fc", shares[0], folder)
                 return {"rows": _interpolated(preset, protocol, states[preset.epochs], made, shares[1], folder)}
 
-            rows += part(context, f"{seed}-{time}", images.name, compute)["rows"]
+            rows += part(context, f"{seed}-{time}", data, compute)["rows"]
     ends = _summaries(rows)
     measured = {"ends": _end_gap(rows)}
     if preset.data != "digits":  # neither of a size nor of a kind at which the paper looks

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -80,6 +80,21 @@ class ProtocolPreset(Preset):
     def seeds(self) -> tuple[int, ...]:
         """Seeds of the networks."""
         return tuple(self.seed * 1_000 + k for k in range(self.num_seeds))
+
+
+Kind = TypeVar("Kind", bound=ProtocolPreset)
+
+
+def derived(kind: type[Kind], preset: ProtocolPreset, **changes: Any) -> Kind:
+    """Make a preset of another recipe with the protocol of this one.
+
+    Args:
+        kind: of the preset to make.
+        preset: whose protocol it shares.
+        changes: what differs.
+    """
+    own = {name: getattr(preset, name) for name in ProtocolPreset.model_fields}
+    return kind(**{**own, **changes})
 
 
 def log_spaced(last: int, count: int) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ from thalweg.recipes.needle_in_the_haystack.protocol import (
     Protocol,
     ProtocolPreset,
     Share,
+    derived,
     loaded,
 )
 
@@ -34,14 +35,9 @@ class RelaxLocalPreset(ProtocolPreset):
     """Parameters of the comparison: those of the protocol."""
 
 
-def _shared(preset: ProtocolPreset, **changes: Any) -> RelaxLocalPreset:
-    own = {name: getattr(preset, name) for name in ProtocolPreset.model_fields}
-    return RelaxLocalPreset(**{**own, **changes})
-
-
-PAPER = _shared(relax.PAPER, padded=False)
-CPU = _shared(relax.CPU, relax_times=(0, 10, 40))
-QUICK = _shared(relax.QUICK, relax_times=(15,), relaxed_epochs=4, relaxed_learning_rate=0.1)
+PAPER = derived(RelaxLocalPreset, relax.PAPER, padded=False)
+CPU = derived(RelaxLocalPreset, relax.CPU, relax_times=(0, 10, 40))
+QUICK = derived(RelaxLocalPreset, relax.QUICK, relax_times=(15,), relaxed_epochs=4, relaxed_learning_rate=0.1)
 
 
 def run(preset: RelaxLocalPreset, context: Context) -> Outcome:

@@ -19,6 +19,7 @@ from thalweg.recipes.needle_in_the_haystack.protocol import (
     ProtocolPreset,
     Relaxed,
     Share,
+    derived,
     loaded,
 )
 
@@ -44,20 +45,16 @@ class SharpnessPreset(ProtocolPreset):
     """Products with the Hessian for one eigenvalue, at most (ours)."""
 
 
-def _shared(preset: ProtocolPreset, **changes: Any) -> SharpnessPreset:
-    own = {name: getattr(preset, name) for name in ProtocolPreset.model_fields}
-    return SharpnessPreset(**{**own, **changes})
-
-
-PAPER = _shared(relax.PAPER)
-PAPER_ADAM, PAPER_ALEXNET = _shared(relax.PAPER_ADAM), _shared(relax.PAPER_ALEXNET)
-CPU = _shared(relax.CPU)
-QUICK = _shared(relax.QUICK, measured_samples=200, relaxed_epochs=3)
+PAPER = derived(SharpnessPreset, relax.PAPER)
+PAPER_ADAM, PAPER_ALEXNET = derived(SharpnessPreset, relax.PAPER_ADAM), derived(SharpnessPreset, relax.PAPER_ALEXNET)
+CPU = derived(SharpnessPreset, relax.CPU)
+QUICK = derived(SharpnessPreset, relax.QUICK, measured_samples=200, relaxed_epochs=3)
 
 
 def run(preset: SharpnessPreset, context: Context) -> Outcome:
     """Run the protocol, and measure each network where it is lifted and at its end."""
     images = loaded(preset, context)
+    data = images.name
     rows: Table = []
     shares = Share(context).split([1.0] * len(preset.seeds))
     for seed, share in zip(preset.seeds, shares, strict=True):
@@ -79,7 +76,7 @@ def run(preset: SharpnessPreset, context: Context) -> Outcome:
                 made = protocol.relaxed(states[time], time, "fc", own, folder, with_start=True)
                 return {"rows": _both(preset, protocol, made)}
 
-            rows += part(context, f"{seed}-{time}", images.name, compute)["rows"]
+            rows += part(context, f"{seed}-{time}", data, compute)["rows"]
     by_time = averages(rows, ("relax_time", "when"), tuple(MEASURES))
     measured = {"projected": max(row["gradient_error"] for row in rows if row["when"] == "start")}
     if preset.data != "digits":  # neither of a size nor of a kind at which the paper looks
