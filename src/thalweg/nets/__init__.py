@@ -12,6 +12,11 @@ from thalweg.nets.mlp import MLP as MLP
 from thalweg.nets.mlp import two_layer as two_layer
 from thalweg.nets.resnet import ResNet as ResNet
 from thalweg.nets.resnet import resnet20 as resnet20
+from thalweg.nets.teacher_student import NormPlace as NormPlace
+from thalweg.nets.teacher_student import relu_cnn as relu_cnn
+from thalweg.nets.teacher_student import relu_mlp as relu_mlp
+from thalweg.nets.teacher_student import teacher_init_ as teacher_init_
+from thalweg.nets.teacher_student import widened as widened
 from thalweg.nets.transformer import GPT as GPT
 from thalweg.nets.transformer import BlockWidths as BlockWidths
 from thalweg.nets.transformer import EncoderClassifier as EncoderClassifier

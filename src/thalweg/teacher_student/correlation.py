@@ -1,0 +1,187 @@
+"""Correlations between the nodes of two networks, over any number of samples in one pass, and what they tell."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from thalweg.errors import DataError, ShapeError
+from thalweg.teacher_student.chain import chain, require_pair
+
+_AT_ONCE = 1024
+# A node whose standard deviation is below this share of its root mean square is constant: rounding alone varies.
+_CONSTANT = 1e-6
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Samples, means, sums of squares and of products about the means."""
+
+    count: int
+    means: tuple[Tensor, Tensor]
+    squares: tuple[Tensor, Tensor]
+    products: Tensor
+
+    def merged(self, other: "_Sums") -> "_Sums":
+        total = self.count + other.count
+        weight, share = self.count * other.count / total, other.count / total
+        gaps = [theirs - ours for ours, theirs in zip(self.means, other.means, strict=True)]
+        means = [mean + share * gap for mean, gap in zip(self.means, gaps, strict=True)]
+        squares = [a + b + weight * gap.square() for a, b, gap in zip(self.squares, other.squares, gaps, strict=True)]
+        products = self.products + other.products + weight * torch.outer(*gaps)
+        return _Sums(total, (means[0], means[1]), (squares[0], squares[1]), products)
+
+
+@dataclass
+class CrossMoments:
+    """Means, variances and covariances of two sets of nodes, over samples that come in pieces.
+
+    Each piece is centred at its own means, then merged (Chan, Golub & LeVeque 1983), so that a large mean costs no
+    digits. Sums are kept in float64, or in float32 where the device has nothing better.
+    """
+
+    count: int = 0
+    _sums: "_Sums | None" = None
+
+    def update(self, ours: Float[Tensor, "samples ours"], theirs: Float[Tensor, "samples theirs"]) -> None:
+        """Add samples.
+
+        Args:
+            ours: values of the first nodes.
+            theirs: values of the second, on the same samples.
+
+        Raises:
+            ShapeError: there are not as many samples of both.
+        """
+        if len(ours) != len(theirs):
+            raise ShapeError(
+                f"Expected as many samples of both. Got {len(ours)} and {len(theirs)}. Run both on the same inputs."
+            )
+        kind = torch.float32 if ours.device.type == "mps" else torch.float64
+        a, b = ours.detach().to(kind), theirs.detach().to(kind)
+        mean_a, mean_b = a.mean(0), b.mean(0)
+        a, b = a - mean_a, b - mean_b
+        piece = _Sums(len(a), (mean_a, mean_b), (a.square().sum(0), b.square().sum(0)), a.T @ b)
+        self._sums = piece if self._sums is None else self._sums.merged(piece)
+        self.count = self._sums.count
+
+    def correlation(self) -> Float[Tensor, "ours theirs"]:
+        """Give the Pearson correlations, in [-1, 1]; 0 where a node does not vary.
+
+        Raises:
+            DataError: no samples were added.
+        """
+        found = self._sums
+        if found is None:
+            raise DataError("Expected samples. Got none. Call update first.")
+        ours, theirs = (_inverse(*pair, found.count) for pair in zip(found.squares, found.means, strict=True))
+        return (found.products * ours.unsqueeze(1) * theirs).clamp(-1.0, 1.0)
+
+
+def _inverse(squares: Tensor, mean: Tensor, count: int) -> Tensor:
+    """1/‖x - mean‖ of each node; 0 for one that is constant."""
+    varies = squares > _CONSTANT**2 * (squares + count * mean.square())
+    return torch.where(varies, squares.clamp_min(torch.finfo(mean.dtype).tiny).rsqrt(), 0.0)
+
+
+def correlations(
+    teacher: nn.Module,
+    student: nn.Module,
+    inputs: "Float[Tensor, 'samples *features'] | Iterable[Tensor]",
+    *,
+    batch_size: int = _AT_ONCE,
+) -> tuple[Float[Tensor, "students teachers"], ...]:
+    """Correlate every node of a student with every node of its teacher, layer by layer, in one pass over the data.
+
+    ρ_jj° is the Pearson correlation of the activations f_j and f_j° (after ReLU and BatchNorm, with the running
+    statistics); positions of convolutions are samples.
+
+    Args:
+        teacher: a chain, see `chain`.
+        student: a chain of the same depth, of any widths.
+        inputs: all samples, or batches of them.
+        batch_size: samples that are run at once, of a tensor. Default chosen by us.
+
+    Returns:
+        For each hidden layer, from the input: ρ in [-1, 1], in double precision; 0 for nodes that do not vary.
+
+    Raises:
+        StructureError: a network is no chain.
+        ShapeError: they cannot be teacher and student, or their feature maps have different sizes.
+        DataError: there are no samples.
+
+    Source:
+        tian2019luck (arXiv 1905.13405), section 4.2 and its footnote. Departure: all samples count; its code takes
+        192 at random.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> x = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+        >>> tuple(correlations(net, net, x)[0].shape)
+        (4, 4)
+    """
+    theirs, ours = chain(teacher), chain(student)
+    require_pair(theirs, ours)
+    found = [CrossMoments() for _ in ours.layers]
+    with torch.no_grad():
+        for x in pieces(inputs, batch_size):
+            pairs = zip(ours.trace(x).activations, theirs.trace(x).activations, strict=True)
+            for moments, (f, f_teacher) in zip(found, pairs, strict=True):
+                moments.update(rows(f), rows(f_teacher))
+    return tuple(moments.correlation() for moments in found)
+
+
+def pieces(inputs: Tensor | Iterable[Tensor], batch_size: int) -> Iterator[Tensor]:
+    """Give inputs in batches; what is no tensor is taken to be batches already."""
+    if isinstance(inputs, Tensor):
+        yield from torch.split(inputs, batch_size)
+    else:
+        yield from inputs
+
+
+def rows(activations: Float[Tensor, "batch nodes *positions"]) -> Float[Tensor, "samples nodes"]:
+    """One row for each sample and position."""
+    return activations if activations.ndim == 2 else activations.movedim(1, -1).flatten(0, -2)
+
+
+def best_students(rho: Float[Tensor, "students teachers"]) -> Int[Tensor, " teachers"]:
+    """Find, for each teacher node, the student that correlates best with it."""
+    return rho.argmax(0)
+
+
+def mean_best(rho: Float[Tensor, "students teachers"]) -> float:
+    """Average the best correlation over the teacher's nodes: ρ̄ = mean_j° max_j ρ_jj°.
+
+    Source:
+        tian2019luck (arXiv 1905.13405), section 4.2.
+
+    Example:
+        >>> mean_best(torch.tensor([[1.0, 0.0], [0.2, 0.5]]))
+        0.75
+    """
+    return float(rho.amax(0).mean())
+
+
+def mean_rank(rho: Float[Tensor, "students teachers"], winners: Int[Tensor, " teachers"]) -> float:
+    """Average the rank that each teacher's winner has: r̄, 0 if all are first and 1 if all are last.
+
+    Args:
+        rho: correlations at some time, for instance at the start.
+        winners: for each teacher node the student that is best at the end, see `best_students`.
+
+    Returns:
+        The mean over the teacher's nodes of the share of other students that are strictly better; 0 if there is one
+        student.
+
+    Source:
+        tian2019luck (arXiv 1905.13405), section 4.2: the rank is normalised to [0, 1], 0 is first.
+
+    Example:
+        >>> mean_rank(torch.tensor([[0.1], [0.9], [0.5]]), torch.tensor([2]))
+        0.5
+    """
+    others = max(len(rho) - 1, 1)
+    own = rho.gather(0, winners.unsqueeze(0))
+    return float((rho > own).sum(0).double().mean() / others)
