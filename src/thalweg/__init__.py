@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from thalweg.space import Space as Space
     from thalweg.structure import View as View
     from thalweg.structure import trace as trace
+    from thalweg.teacher_student.match import match as match
     from thalweg.training import fit as fit
     from thalweg.training import minimise as minimise
     from thalweg.training import polish as polish
@@ -73,6 +74,7 @@ _HOMES = {
     "inertia": "thalweg.probes",
     "layer_barriers": "thalweg.paths",
     "lift": "thalweg.lifting",
+    "match": "thalweg.teacher_student",
     "merge": "thalweg.ensembles",
     "minimise": "thalweg.training",
     "output_ensemble": "thalweg.ensembles",
@@ -115,6 +117,7 @@ __all__ = [
     "inertia",
     "layer_barriers",
     "lift",
+    "match",
     "merge",
     "minimise",
     "output_ensemble",

@@ -11,13 +11,13 @@ from torch import nn
 from thalweg.errors import MemoryLimitError
 from thalweg.lab.catalogue import load_recipe
 from thalweg.lab.claims import judge
+from thalweg.lab.parts import Share, averages, part
 from thalweg.lab.recipe import Context, Outcome
 from thalweg.lab.tables import Table
 from thalweg.recipes.needle_in_the_haystack import interpolate, relax, relax_local, sharpness
 from thalweg.recipes.needle_in_the_haystack.images import Images, scores
 from thalweg.recipes.needle_in_the_haystack.measures import sizes, summary
-from thalweg.recipes.needle_in_the_haystack.parts import averages, part
-from thalweg.recipes.needle_in_the_haystack.protocol import Protocol, ProtocolPreset, Share, loaded, log_spaced
+from thalweg.recipes.needle_in_the_haystack.protocol import Protocol, ProtocolPreset, loaded, log_spaced
 
 TESTED = {
     "relax": {"exact", "falls", "remembers", "off_local", "small"},

@@ -28,6 +28,7 @@ COMMANDS = {
     "probe": "Measure gradient, curvature, degeneracy and slices of the landscape at checkpoints of a network.",
     "connect": "Connect two checkpoints of one network by paths of low loss, and measure each path from end to end.",
     "merge": "Merge two checkpoints of one network into one: units aligned, weights averaged, statistics repaired.",
+    "match": "Find which unit of one network is which unit of another, by what they do on data.",
     "ensemble": "Average several checkpoints of one network, on one backbone or each for itself; write one net.",
 }
 

@@ -47,6 +47,8 @@ def _worded(problem: Any, names: tuple[str, ...], source: str) -> str:
     message = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     if problem["type"] == "missing":
         return f"{field}: Expected a value. Got none. Write {field}=…"
+    if message.startswith("Expected "):  # an error of ours, whole
+        return f"{field}: {message}"
     return f"{field}: Expected {message}. Got {problem['input']!r}."
 
 

@@ -1,5 +1,6 @@
 """`thalweg run`: one recipe, its claims, its report."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,8 +11,10 @@ from thalweg.cli.launch import carry_out, import_from_here, reported, sorted_out
 from thalweg.cli.options import AsJson, DataRoot, Device, Force, StoreFolder, Workers, checked_device
 from thalweg.cli.settings import configured, split_words
 from thalweg.cli.verdicts import json_of, print_json, show_claims, tally, verdict_of
+from thalweg.errors import ConfigError
 
 if TYPE_CHECKING:
+    from thalweg.lab.recipe import Recipe
     from thalweg.lab.runs.run import Run
     from thalweg.lab.runs.store import Store
 
@@ -25,6 +28,10 @@ def run(  # noqa: PLR0913, PLR0917 - one argument per option of the command line
     config: Annotated[
         Path | None,
         typer.Option("-c", "--config", metavar="FILE", help="Changes to the preset: .yaml, .toml or .json."),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Weights to measure in place of trained ones: the field of that name."),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds, counted up from the preset's.")] = 1,
     data_root: DataRoot = None,
@@ -46,7 +53,7 @@ def run(  # noqa: PLR0913, PLR0917 - one argument per option of the command line
     entry = load_recipe(recipe)
     name, assignments = split_words(words or [])
     name = name or entry.recipe.default_preset
-    preset = configured(entry.recipe.preset(name), config, assignments)
+    preset = configured(entry.recipe.preset(name), config, [*assignments, *_named(checkpoint, entry.recipe, name)])
     device = checked_device(device)
     jobs = [
         Job(
@@ -74,6 +81,22 @@ def run(  # noqa: PLR0913, PLR0917 - one argument per option of the command line
         raise typer.Exit(exit_code(errors[0]))
     if verdict_of(runs) == "fails":
         raise typer.Exit(CLAIM_FAILS)
+
+
+def _named(checkpoint: Path | None, recipe: "Recipe", preset: str) -> list[str]:
+    """Word the option as what it stands for.
+
+    Raises:
+        ConfigError: the recipe takes no checkpoint.
+    """
+    if checkpoint is None:
+        return []
+    if "checkpoint" not in type(recipe.preset(preset)).model_fields:
+        raise ConfigError(
+            f"Expected a recipe that takes a checkpoint, such as luck_matters/figure_6. Got {recipe.name!r}. "
+            "Leave out --checkpoint."
+        )
+    return [f"checkpoint={json.dumps(str(checkpoint))}"]
 
 
 def _report_path(store: "Store", runs: "list[Run]") -> Path:

@@ -8,5 +8,8 @@ from thalweg.data.embedded import iris as iris
 from thalweg.data.hub import cifar10 as cifar10
 from thalweg.data.hub import cifar100 as cifar100
 from thalweg.data.hub import mnist as mnist
+from thalweg.data.streams import AugmentedImages as AugmentedImages
+from thalweg.data.streams import FiniteSet as FiniteSet
+from thalweg.data.streams import GaussianStream as GaussianStream
 from thalweg.data.synthetic import gaussian as gaussian
 from thalweg.data.synthetic import three_tanh as three_tanh

@@ -1,7 +1,6 @@
 """How alike units of two networks act: correlations of their activations on the same inputs."""
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,20 +9,12 @@ from torch import Tensor, nn
 from thalweg.matching.transport import correlations
 from thalweg.precision import copied, placed
 from thalweg.structure import Group, View
-from thalweg.structure.sites import Execution, captured, execution
+from thalweg.structure.places import Place, places_of, seen_at
+from thalweg.structure.sites import execution
 from thalweg.structure.symmetry import unit_positions
 from thalweg.structure.tree import IntArray, gather, groups_of
 
 Similarity = Callable[[Group, Mapping[str, IntArray], Collection[str]], Tensor | None]
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where a group's activations are seen: what a map reads (dim 1 of its weight) or makes (dim 0)."""
-
-    weight: str
-    dim: int
-    axis: int
 
 
 def activation_similarity(
@@ -52,9 +43,9 @@ def activation_similarity(
     module = copied(module, device=reference.device, dtype=reference.dtype).eval()
     inputs = placed(inputs, device=reference.device, dtype=reference.dtype)
     run = execution(module, inputs)
-    places = {g.name: _places(g, run) for g in view.groups}
+    places = {g.name: places_of(g, run) for g in view.groups}
     everywhere = {place for found in places.values() for place in found}
-    ours, theirs = (_seen(module, state, inputs, everywhere) for state in (a, b))
+    ours, theirs = (seen_at(module, state, inputs, everywhere) for state in (a, b))
 
     def similarity(group: Group, permutations: Mapping[str, IntArray], settled: Collection[str]) -> Tensor | None:
         found = []
@@ -67,30 +58,7 @@ def activation_similarity(
     return similarity
 
 
-def _places(group: Group, run: Execution) -> tuple[_Place, ...]:
-    """Places where the activations are read; where there is none, those where they are made."""
-    reads, makes = [], []
-    for member in group.members:
-        site = run.site(member.tensor)
-        if site is None:
-            continue
-        place = _Place(site.weight, member.dim, -1 - site.kernel_dims)
-        if member.dim == 1 and member.role != "producer" and site.groups == 1:
-            reads.append(place)
-        elif member.dim == 0 and member.role != "consumer":
-            makes.append(place)
-    return tuple(reads or makes)
-
-
-def _seen(
-    module: nn.Module, state: Mapping[str, Tensor], inputs: Any, places: Collection[_Place]
-) -> dict[_Place, Tensor]:
-    wanted = [{p.weight for p in places if p.dim == dim} for dim in (1, 0)]
-    taken, given = captured(module, state, inputs, reads=wanted[0], makes=wanted[1])
-    return {place: (taken if place.dim == 1 else given)[place.weight] for place in places}
-
-
-def _rows(view: View, group: Group, place: _Place, values: Tensor, settled: Collection[str]) -> Tensor:
+def _rows(view: View, group: Group, place: Place, values: Tensor, settled: Collection[str]) -> Tensor:
     """One row per unit, one column per sample."""
     tree = view.axes[place.weight][place.dim]
     units = torch.from_numpy(unit_positions(view, place.weight, place.dim, group.name))
@@ -104,6 +72,6 @@ def _rows(view: View, group: Group, place: _Place, values: Tensor, settled: Coll
     return rows.flatten(1)
 
 
-def _rest(values: Tensor, place: _Place) -> list[int]:
+def _rest(values: Tensor, place: Place) -> list[int]:
     axis = values.ndim + place.axis
     return [size for dim, size in enumerate(values.shape) if dim != axis]

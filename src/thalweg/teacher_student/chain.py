@@ -48,15 +48,15 @@ class Trace:
     Args:
         inputs: x, (batch, …).
         preactivations: z_l, what the linear maps give, (batch, nodes, *positions).
-        gates: f'_l, where the ReLUs let through.
+        gates: f'_l, where the ReLUs let through; of the same shape.
         activations: f_l, what the next layer reads: after ReLU and BatchNorm.
         outputs: (batch, outputs).
     """
 
     inputs: Float[Tensor, "batch *features"]
-    preactivations: tuple[Float[Tensor, "batch nodes *positions"], ...]
-    gates: tuple[Bool[Tensor, "batch nodes *positions"], ...]
-    activations: tuple[Float[Tensor, "batch nodes *positions"], ...]
+    preactivations: tuple[Float[Tensor, "batch _ ..."], ...]
+    gates: tuple[Bool[Tensor, "batch _ ..."], ...]
+    activations: tuple[Float[Tensor, "batch _ ..."], ...]
     outputs: Float[Tensor, "batch outputs"]
 
 

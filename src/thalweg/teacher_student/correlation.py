@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from thalweg.errors import DataError, ShapeError
@@ -45,11 +45,11 @@ class CrossMoments:
     count: int = 0
     _sums: "_Sums | None" = None
 
-    def update(self, ours: Float[Tensor, "samples ours"], theirs: Float[Tensor, "samples theirs"]) -> None:
+    def update(self, ours: Float[Tensor, "_ ours"], theirs: Float[Tensor, "_ theirs"]) -> None:
         """Add samples.
 
         Args:
-            ours: values of the first nodes.
+            ours: values of the first nodes, a row for each sample.
             theirs: values of the second, on the same samples.
 
         Raises:
@@ -59,6 +59,8 @@ class CrossMoments:
             raise ShapeError(
                 f"Expected as many samples of both. Got {len(ours)} and {len(theirs)}. Run both on the same inputs."
             )
+        if not len(ours):
+            return
         kind = torch.float32 if ours.device.type == "mps" else torch.float64
         a, b = ours.detach().to(kind), theirs.detach().to(kind)
         mean_a, mean_b = a.mean(0), b.mean(0)
@@ -78,6 +80,18 @@ class CrossMoments:
             raise DataError("Expected samples. Got none. Call update first.")
         ours, theirs = (_inverse(*pair, found.count) for pair in zip(found.squares, found.means, strict=True))
         return (found.products * ours.unsqueeze(1) * theirs).clamp(-1.0, 1.0)
+
+    def varying(self) -> tuple[Bool[Tensor, " ours"], Bool[Tensor, " theirs"]]:
+        """Say which nodes vary at all; the others correlate with none.
+
+        Raises:
+            DataError: no samples were added.
+        """
+        found = self._sums
+        if found is None:
+            raise DataError("Expected samples. Got none. Call update first.")
+        ours, theirs = (_inverse(*pair, found.count) > 0 for pair in zip(found.squares, found.means, strict=True))
+        return ours, theirs
 
 
 def _inverse(squares: Tensor, mean: Tensor, count: int) -> Tensor:
@@ -162,6 +176,17 @@ def mean_best(rho: Float[Tensor, "students teachers"]) -> float:
         0.75
     """
     return float(rho.amax(0).mean())
+
+
+def ranks(rho: Float[Tensor, "students teachers"]) -> Int[Tensor, "students teachers"]:
+    """Rank the students for each teacher node: how many correlate strictly better with it, 0 for the best.
+
+    Example:
+        >>> ranks(torch.tensor([[0.1], [0.9], [0.5], [0.5]])).flatten().tolist()
+        [3, 0, 1, 1]
+    """
+    columns = rho.T.contiguous()
+    return (len(rho) - torch.searchsorted(columns.sort(dim=1).values, columns, right=True)).T
 
 
 def mean_rank(rho: Float[Tensor, "students teachers"], winners: Int[Tensor, " teachers"]) -> float:

@@ -10,7 +10,7 @@ from thalweg.errors import ShapeError
 from thalweg.teacher_student.chain import BatchNorm, Chain, LinearMap, chain
 
 
-def subnetwork(student: nn.Module, kept: Sequence[Int[Tensor, " nodes"]]) -> nn.Sequential:
+def subnetwork(student: nn.Module, kept: Sequence[Int[Tensor, " _"]]) -> nn.Sequential:
     """Build the network of some of a chain's nodes; all others are removed, with the weights that read them.
 
     Args:

@@ -5,6 +5,7 @@ from thalweg.lab.figures.curves import curves as curves
 from thalweg.lab.figures.density import density as density
 from thalweg.lab.figures.eigenvalues import eigenvalue_intervals as eigenvalue_intervals
 from thalweg.lab.figures.figure import Figure as Figure
+from thalweg.lab.figures.histograms import histograms as histograms
 from thalweg.lab.figures.inertia import inertia_bars as inertia_bars
 from thalweg.lab.figures.levels import levels as levels
 from thalweg.lab.figures.matrix import matrix as matrix
@@ -17,6 +18,7 @@ __all__ = [
     "curves",
     "density",
     "eigenvalue_intervals",
+    "histograms",
     "inertia_bars",
     "levels",
     "matrix",

@@ -6,15 +6,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from thalweg.lab.parts import Share, part
 from thalweg.lab.tables import Table, Tables
 from thalweg.recipes.needle_in_the_haystack.images import Images, scores
-from thalweg.recipes.needle_in_the_haystack.parts import part
 from thalweg.recipes.needle_in_the_haystack.protocol import (
     CNN,
     STANDARD,
     Protocol,
     Relaxed,
-    Share,
     Space,
 )
 

@@ -1,13 +1,14 @@
 """The protocol: a convolutional network in training is lifted at some epochs, and goes on without its constraints."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
 
+from thalweg.lab.parts import Share
 from thalweg.lab.recipe import Context, Preset
 from thalweg.lab.tables import Table
 from thalweg.recipes.needle_in_the_haystack.images import DataName, Images, load
@@ -106,33 +107,6 @@ def log_spaced(last: int, count: int) -> tuple[int, ...]:
     """
     exponents = [math.log10(last) * k / (count - 1) for k in range(count)]
     return tuple(sorted({0, *(int(10**e + 1e-9) for e in exponents)}))
-
-
-@dataclass
-class Share:
-    """The part of a run's progress that a piece of work has.
-
-    Args:
-        context: of the run.
-        start: fraction done when it begins.
-        end: when it ends.
-    """
-
-    context: Context
-    start: float = 0.0
-    end: float = 1.0
-
-    def told(self, what: str) -> Callable[[float, str], None]:
-        """Give what a training reports to."""
-        return lambda x, text: self.context.progress(self.start + (self.end - self.start) * x, f"{what}: {text}")
-
-    def split(self, weights: Sequence[float]) -> "Iterator[Share]":
-        """Cut it into pieces of given weights."""
-        done, whole = 0.0, sum(weights) or 1.0
-        for weight in weights:
-            low, high = (self.start + (self.end - self.start) * x / whole for x in (done, done + weight))
-            done += weight
-            yield Share(self.context, low, high)
 
 
 @dataclass

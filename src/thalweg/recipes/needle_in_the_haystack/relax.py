@@ -12,19 +12,18 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from thalweg.lab.claims import Claim
+from thalweg.lab.parts import Share, averages
 from thalweg.lab.ranks import spearman
 from thalweg.lab.recipe import Context, Outcome, Recipe
 from thalweg.lab.tables import Table, Tables
 from thalweg.recipes.needle_in_the_haystack.images import Images
 from thalweg.recipes.needle_in_the_haystack.measures import protocol_tables
-from thalweg.recipes.needle_in_the_haystack.parts import averages
 from thalweg.recipes.needle_in_the_haystack.protocol import (
     CNN,
     RELAXED,
     STANDARD,
     Protocol,
     ProtocolPreset,
-    Share,
     loaded,
 )
 

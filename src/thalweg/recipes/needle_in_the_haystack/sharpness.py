@@ -8,17 +8,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from thalweg.lab.claims import Claim
+from thalweg.lab.parts import Share, averages, part
 from thalweg.lab.recipe import Context, Outcome, Recipe
 from thalweg.lab.tables import Table, Tables
 from thalweg.recipes.needle_in_the_haystack import relax
 from thalweg.recipes.needle_in_the_haystack.images import Images
 from thalweg.recipes.needle_in_the_haystack.measures import CNN_COST, sizes
-from thalweg.recipes.needle_in_the_haystack.parts import averages, part
 from thalweg.recipes.needle_in_the_haystack.protocol import (
     Protocol,
     ProtocolPreset,
     Relaxed,
-    Share,
     derived,
     loaded,
 )

@@ -1,8 +1,9 @@
-"""Parts of a run that are computed once, and rows that are averaged."""
+"""Parts of a run that are computed once, the share of its progress that each has, and rows that are averaged."""
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -11,6 +12,33 @@ import thalweg
 from thalweg.lab.files import write_whole
 from thalweg.lab.recipe import Context
 from thalweg.lab.tables import Table
+
+
+@dataclass
+class Share:
+    """The part of a run's progress that a piece of work has.
+
+    Args:
+        context: of the run.
+        start: fraction done when it begins.
+        end: when it ends.
+    """
+
+    context: Context
+    start: float = 0.0
+    end: float = 1.0
+
+    def told(self, what: str) -> Callable[[float, str], None]:
+        """Give what a training reports to."""
+        return lambda x, text: self.context.progress(self.start + (self.end - self.start) * x, f"{what}: {text}")
+
+    def split(self, weights: Sequence[float]) -> "Iterator[Share]":
+        """Cut it into pieces of given weights."""
+        done, whole = 0.0, sum(weights) or 1.0
+        for weight in weights:
+            low, high = (self.start + (self.end - self.start) * x / whole for x in (done, done + weight))
+            done += weight
+            yield Share(self.context, low, high)
 
 
 def part(context: Context, name: str, data: str, compute: Callable[[Path | None], dict[str, Any]]) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Recipes of "Luck Matters: Understanding Training Dynamics of Deep ReLU Networks" (tian2019luck)."""

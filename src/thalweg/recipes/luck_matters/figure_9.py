@@ -1,0 +1,185 @@
+"""Figure 9: small teachers are found much sooner than large ones, and a finite set of samples stalls.
+
+Counts as reproduced: the lowest layer of the small teacher is covered in a third of the time or less, BatchNorm slows
+the small one down, and on the same number of samples a finite set leaves correlations behind.
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from thalweg.lab.claims import Claim
+from thalweg.lab.parts import Share
+from thalweg.lab.recipe import Context, Outcome, Recipe
+from thalweg.lab.tables import Table, Tables
+from thalweg.recipes.luck_matters.falling import WORDS, FallPreset, Kind, Setting, fallen
+from thalweg.recipes.luck_matters.figure_7 import courses
+from thalweg.recipes.luck_matters.pictures import by_epoch, layer_figures, loss_figures
+
+if TYPE_CHECKING:
+    from thalweg.lab.figures import Figure
+
+SMALL, LARGE = "small", "large"
+INFINITE, FINITE = "infinite samples", "finite samples"
+
+
+class Figure9Preset(FallPreset):
+    """Parameters of the runs."""
+
+    small_widths: tuple[int, ...] = (10, 15, 20, 25)
+    """Nodes of the small teacher (the paper); those of the large one are `fc_widths`."""
+    finite_samples: int = Field(default=100_000, ge=1)
+    """Samples of the finite set (the authors' code draws so many)."""
+    finite_kind: Kind = "cnn"
+    """Networks that finite and infinite samples are compared on (the paper: convolutional)."""
+    finite_epochs: int | None = None
+    """Epochs of that comparison. None: as of the other."""
+    threshold: float = 0.9
+    """ρ̄ of the lowest layer that counts as covered (ours)."""
+
+
+PAPER = Figure9Preset()
+# Chosen by us: the large teacher has half the paper's width; finite and infinite samples are compared on the small
+# fully connected one, where minutes suffice to see a difference, on 2,000 samples.
+CPU = PAPER.model_copy(
+    update={
+        "fc_widths": (25, 40, 50, 60),
+        "epochs": 40,
+        "epoch_samples": 10_000,
+        "learning_rate": 0.1,
+        "num_seeds": 3,
+        "finite_samples": 2_000,
+        "finite_kind": "fc",
+    }
+)
+QUICK = CPU.model_copy(
+    update={
+        "fc_widths": (6, 8),
+        "small_widths": (2, 3),
+        "num_outputs": 20,
+        "learning_rate": 0.02,
+        "epochs": 5,
+        "epoch_samples": 4_000,
+        "num_seeds": 2,
+        "eval_samples": 512,
+        "finite_samples": 200,
+    }
+)
+
+
+def run(preset: Figure9Preset, context: Context) -> Outcome:
+    """Let the students of every setting fall."""
+    sizes = [
+        (preset, Setting(f"{size}, {WORDS[norm]}", "fc", widths, norm))
+        for size, widths in ((SMALL, preset.small_widths), (LARGE, preset.fc_widths))
+        for norm in ("none", "after_relu")
+    ]
+    longer = preset.model_copy(update={"epochs": preset.finite_epochs or preset.epochs})
+    widths = preset.small_widths if preset.finite_kind == "fc" else preset.cnn_channels
+    amounts = [
+        (longer, Setting(name, preset.finite_kind, widths, "none", samples))
+        for name, samples in ((INFINITE, None), (FINITE, preset.finite_samples))
+    ]
+    tables: dict[str, Table] = {"layers": [], "students": []}
+    shares = Share(context).split([_cost(setting) for _, setting in (*sizes, *amounts)])
+    for (own, setting), share in zip((*sizes, *amounts), shares, strict=True):
+        for name, rows in fallen(own, setting, context, share).items():
+            tables[name].extend(rows)
+    means = by_epoch(tables["layers"])
+    is_quick = preset.epochs * preset.epoch_samples < 200_000  # too short to tell what a long training comes to
+    found = {} if is_quick else measured(means, preset.threshold)
+    return Outcome(tables={**tables, "by_epoch": means}, measured=found)
+
+
+def _cost(setting: Setting) -> float:
+    """Guess how long a setting takes: weights of the teacher, chosen by us."""
+    if setting.kind == "cnn":
+        return 1e5
+    return 2e3 + sum(a * b for a, b in itertools.pairwise(setting.widths))
+
+
+def measured(means: Table, threshold: float) -> dict[str, Any]:
+    """Measure the claims on the means over seeds."""
+    words = {norm: WORDS[norm] for norm in ("none", "after_relu")}
+    lowest = {(size, norm): courses(means, f"{size}, {words[norm]}")[0] for size in (SMALL, LARGE) for norm in words}
+    reached = {key: _reached(course, threshold) for key, course in lowest.items()}
+    small, large = reached[SMALL, "none"], reached[LARGE, "none"]
+    found: dict[str, Any] = {}
+    if small is not None:  # a large teacher that is not covered at all needs more than the whole training
+        whole = lowest[LARGE, "none"][-1]["epoch"]
+        found["faster"] = {"ratio": (large or whole) / small, "small": small, "large": large, "epochs": whole}
+    ends = {key: _end(courses(means, f"{key[0]}, {words[key[1]]}")) for key in lowest}
+    found["norm_hurts"] = ends[SMALL, "after_relu"] - ends[SMALL, "none"]
+    found["norm_helps"] = ends[LARGE, "after_relu"] - ends[LARGE, "none"]
+    found["stalls"] = _end(courses(means, INFINITE)) - _end(courses(means, FINITE))
+    return found
+
+
+def _end(layers: Sequence[Table]) -> float:
+    """ρ̄ at the end, on average over the layers."""
+    return float(sum(course[-1]["correlation"] for course in layers) / len(layers))
+
+
+def _reached(course: Table, threshold: float) -> float | None:
+    """Epoch at which ρ̄ reaches a threshold, between two looks by a line; None if it does not."""
+    for before, after in itertools.pairwise(course):
+        low, high = before["correlation"], after["correlation"]
+        if low < threshold <= high:
+            share = (threshold - low) / (high - low)
+            return float(before["epoch"] + share * (after["epoch"] - before["epoch"]))
+    return 0.0 if course[0]["correlation"] >= threshold else None
+
+
+def figures(tables: Tables) -> "Sequence[Figure]":
+    """Draw ρ̄ of each layer in every setting, and the losses."""
+    return [*layer_figures(tables["by_epoch"], ("correlation",)), *loss_figures(tables["students"])]
+
+
+RECIPE = Recipe(
+    name="luck_matters/figure_9",
+    title="Small teachers and large ones, infinite samples and finite ones",
+    source="tian2019luck, figure 9",
+    version=1,
+    presets={"paper": PAPER, "cpu": CPU, "quick": QUICK},
+    claims=(
+        Claim(
+            "faster",
+            "The lowest layer of the small teacher is covered sooner: epochs of the large one in those of the small "
+            "one, without BatchNorm. Large ones that are not covered count with the whole training.",
+            "much faster in small models",
+            "at least 3",
+            lambda m: m["ratio"] >= 3,
+        ),
+        Claim(
+            "norm_hurts",
+            "BatchNorm hurts with the small teacher: ρ̄ at the end with it less ρ̄ without, mean over the layers.",
+            "hurts in small models",
+            "below 0",
+            lambda m: m < 0,
+        ),
+        Claim(
+            "norm_helps",
+            "BatchNorm helps with the large teacher: ρ̄ at the end with it less ρ̄ without, mean over the layers.",
+            "definitely increases the growth of the correlation",
+            "above 0",
+            lambda m: m > 0,
+        ),
+        Claim(
+            "stalls",
+            "A finite set stalls: ρ̄ at the end on infinite samples less that on a finite set, after as many steps, "
+            "on average over the layers.",
+            "stalls using finite samples",
+            "at least 0.03",
+            lambda m: m >= 0.03,
+        ),
+    ),
+    run=run,
+    figures=figures,
+    summary=(
+        "How soon students find the nodes of their teacher depends on how many of these there are; on a finite set "
+        "some nodes hardly ever see a sample that activates them."
+    ),
+    num_threads=1,
+)

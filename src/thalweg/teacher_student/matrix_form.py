@@ -1,0 +1,130 @@
+"""The paper's matrix dynamics (theorem 2) as they are, in a two-layer network with biases: what V_r does there."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from thalweg.errors import ConfigError
+
+Pair = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class MatrixCourse:
+    """Fan-out norms along the matrix dynamics.
+
+    Args:
+        steps: at which they were recorded, 0 first.
+        relevant: ‖v_j‖ of the students that started near a teacher.
+        irrelevant: of all others.
+        alignment: |cos| of the angle between each relevant student and its teacher, biases included, at the end.
+    """
+
+    steps: tuple[int, ...]
+    relevant: Float[Tensor, "times teachers"]
+    irrelevant: Float[Tensor, "times others"]
+    alignment: Float[Tensor, " teachers"]
+
+
+def matrix_course(
+    widths: tuple[int, int, int],
+    generator: torch.Generator,
+    *,
+    factor: int = 2,
+    step: float = 0.05,
+    steps: int = 20_000,
+    batch_size: int = 64,
+    perturbation: float = 0.1,
+    record_every: int = 100,
+) -> MatrixCourse:
+    """Follow W += η (L* W* H*ᵀ - L W Hᵀ) in both layers from a student of which some nodes are near the teacher's.
+
+    Args:
+        widths: inputs, hidden nodes m and outputs. The authors': 10, 20, 30.
+        generator: of weights and inputs, which are N(0, 1).
+        factor: students per teacher node, n / m. Default: the authors' (`--node_multi`).
+        step: η. Default: the authors'.
+        steps: number of steps. Default: the authors'.
+        batch_size: new inputs at each step, over which L, D and their kin are averaged. Default: the authors'.
+        perturbation: standard deviation of the normal noise that is added to copies of the teacher's weights, and
+            weights of all other students have no copy and unit variance. Default: the authors' (`--init_std`).
+        record_every: steps from one record to the next.
+
+    Returns:
+        The course of ‖v_j‖.
+
+    Raises:
+        ConfigError: a number is out of its range.
+
+    Source:
+        tian2019luck (arXiv 1905.13405), equation 6, and its code's check of theorem 5: N(0, 1) inputs and weights,
+        a row of biases in W and V, columns (with their bias) normalised after each step. Where the code is not
+        known to us, ours: the start of the students that have no teacher, N(0, 1) like the teacher, in W and V.
+
+    Example:
+        >>> course = matrix_course((4, 3, 5), torch.Generator().manual_seed(0), steps=10, record_every=5)
+        >>> course.steps, tuple(course.irrelevant.shape)
+        ((0, 5, 10), (3, 3))
+    """
+    if min(*widths, factor - 1, steps, batch_size, record_every) < 1 or not (step > 0 and perturbation >= 0):
+        raise ConfigError(
+            "Expected positive widths and counts, a factor of 2 or more, a positive step and perturbation >= 0. "
+            f"Got {widths}, {factor}, {steps}, {batch_size}, {record_every}, {step}, {perturbation}. Change them."
+        )
+    teacher, student = _started(widths, factor, perturbation, generator)
+    m = widths[1]
+    times, norms = [0], [student[1][:-1].norm(dim=1)]
+    for number, x in enumerate(_batches(widths[0], steps, batch_size, generator), 1):
+        student = _moved(teacher, student, x, step)
+        if number % record_every == 0 or number == steps:
+            times.append(number)
+            norms.append(student[1][:-1].norm(dim=1))
+    found = torch.stack(norms)
+    alignment = (student[0][:, :m] * teacher[0]).sum(0).abs()
+    return MatrixCourse(tuple(times), found[:, :m], found[:, m:], alignment)
+
+
+def _started(
+    widths: tuple[int, int, int], factor: int, noise: float, generator: torch.Generator
+) -> tuple[Pair, Pair]:
+    """Draw a teacher and a student, each (inputs + 1, nodes) and (nodes + 1, outputs), columns of norm 1."""
+    d, m, c = widths
+    n = factor * m
+
+    def drawn(rows: int, columns: int) -> Tensor:
+        return torch.randn((rows, columns), generator=generator, dtype=torch.float64)
+
+    w_star, v_star = _columns(drawn(d + 1, m)), _columns(drawn(m + 1, c))
+    w = torch.cat([w_star + noise * drawn(d + 1, m), drawn(d + 1, n - m)], 1)
+    others = drawn(n - m, c) / math.sqrt(m + 1)  # as large as the rows of a teacher with normalised columns
+    v = torch.cat([v_star[:-1] + noise * drawn(m, c), others, v_star[-1:] + noise * drawn(1, c)])
+    return (w_star, v_star), (_columns(w), _columns(v))
+
+
+def _batches(width: int, steps: int, batch_size: int, generator: torch.Generator) -> Iterable[Tensor]:
+    ones = torch.ones((batch_size, 1), dtype=torch.float64)
+    for _ in range(steps):
+        yield torch.cat([torch.randn((batch_size, width), generator=generator, dtype=torch.float64), ones], 1)
+
+
+def _moved(teacher: Pair, student: Pair, x: Tensor, step: float) -> Pair:
+    """Take one step of both layers from the same point."""
+    (w_star, v_star), (w, v) = teacher, student
+    size, ones = len(x), x[:, -1:]
+    f_star, f = (x @ w_star).relu(), (x @ w).relu()
+    gate_star, gate = (f_star > 0).to(x), (f > 0).to(x)
+    top_star, top = torch.cat([f_star, ones], 1), torch.cat([f, ones], 1)
+    h_star = (gate.T @ gate_star / size) * (v[:-1] @ v_star[:-1].T)
+    h = (gate.T @ gate / size) * (v[:-1] @ v[:-1].T)
+    second_moment = x.T @ x / size  # L_0 = L*_0
+    new_w = w + step * (second_moment @ (w_star @ h_star.T - w @ h.T))
+    new_v = v + step * (top.T @ (top_star @ v_star - top @ v) / size)
+    return _columns(new_w), _columns(new_v)
+
+
+def _columns(w: Tensor) -> Tensor:
+    return w / w.norm(dim=0)
