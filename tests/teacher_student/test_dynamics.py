@@ -36,7 +36,7 @@ def turned(w: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 @pytest.fixture(scope="module", params=[0, 1], ids=["apart", "overlapping"])
 def setting(request):
     generator = torch.Generator().manual_seed(0)
-    w, x = simplex_clones(4, 6, generator, copies=200, shared=request.param)
+    w, x = simplex_clones(4, 6, generator, copies=200, noise=0.005, shared=request.param)
     return w, sample_overlaps(x), generator
 
 

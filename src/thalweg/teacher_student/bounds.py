@@ -114,7 +114,8 @@ def _near(w: Tensor, angle: float, draws: int, generator: torch.Generator) -> Te
     sideways = sideways / sideways.norm(dim=2, keepdim=True)
     angles = angle * torch.rand(shape[:2], generator=generator, dtype=torch.float64).to(w).unsqueeze(2)
     angles[:, 0] = angle
-    return angles.cos() * w.unsqueeze(1) + angles.sin() * sideways
+    found: Tensor = angles.cos() * w.unsqueeze(1) + angles.sin() * sideways
+    return found
 
 
 def _overlap(matrix: Tensor) -> float:
@@ -169,7 +170,7 @@ def bound_of_theorem_4(found: Constants, *, nodes: int, step: float, start_overl
     """
     turned = 2 * found.lipschitz_d * math.sin(found.angle / 2)
     spread = (1 + found.lipschitz_d) * (1 + turned) ** 2 / math.cos(found.angle / 2)
-    gamma = math.cos(found.angle) - (_product(nodes - 1, _product(found.eps_d, spread)))
+    gamma = math.cos(found.angle) - ((nodes - 1) * (_product(found.eps_d, spread)))
     overlap = (1 - turned) * min(start_overlap, found.own_d)
     return _bound(gamma, overlap, step)
 

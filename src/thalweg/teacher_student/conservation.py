@@ -96,12 +96,12 @@ def radial_gradients(
     return tuple(_radial(layer, gradients, frozen) for layer in normed)
 
 
-def _parts(layer: Layer) -> list[nn.Parameter]:
+def _parts(layer: Layer) -> list[Tensor]:
     linear = layer.linear
     return [linear.weight] if linear.bias is None else [linear.weight, linear.bias]
 
 
-def _radial(layer: Layer, gradients: dict[nn.Parameter, Tensor], frozen: Sequence[nn.Parameter]) -> Radial:
+def _radial(layer: Layer, gradients: dict[Tensor, Tensor], frozen: Sequence[Tensor]) -> Radial:
     point = [part.detach().flatten(1) if part.ndim > 1 else part.detach().unsqueeze(1) for part in _parts(layer)]
     slope = [gradients[part].reshape(len(part), -1) for part in _parts(layer)]
     bias = layer.linear.bias

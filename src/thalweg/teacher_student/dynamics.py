@@ -205,7 +205,8 @@ def _across(w: Tensor, pull: Tensor) -> Tensor:
 
 
 def _unit(w: Tensor) -> Tensor:
-    return w / w.norm(dim=1, keepdim=True)
+    unit: Tensor = w / w.norm(dim=1, keepdim=True)
+    return unit
 
 
 def _require_positive(step: float, steps: int, record_every: int) -> None:

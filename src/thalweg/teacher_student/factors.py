@@ -120,7 +120,7 @@ def pulled(linear: LinearMap, cotangents: Tensor, reads: torch.Size) -> Tensor:
     shape = (len(flat), *reads)
     if linear.padding_mode == "zeros" and not isinstance(linear.padding, str):
         options = (linear.stride, linear.padding, linear.dilation, linear.groups)
-        found = _CONV_INPUT[len(reads) - 1](shape, weight, flat, *options)
+        found = _CONV_INPUT[len(reads) - 1](shape, weight, flat, *options)  # type: ignore[no-untyped-call]
     else:
         with torch.enable_grad():
             x = flat.new_zeros(shape, requires_grad=True)

@@ -127,4 +127,5 @@ def _moved(teacher: Pair, student: Pair, x: Tensor, step: float) -> Pair:
 
 
 def _columns(w: Tensor) -> Tensor:
-    return w / w.norm(dim=0)
+    unit: Tensor = w / w.norm(dim=0)
+    return unit

@@ -133,7 +133,7 @@ def _gradients(theirs: Chain, ours: Chain, x: Tensor) -> list[tuple[str, Tensor]
 
 
 def _name_of(module: nn.Module, wanted: nn.Module) -> str:
-    names = {id(child): name for name, child in module.named_modules()}
+    names: dict[int, str] = {id(child): name for name, child in module.named_modules()}
     return names[id(wanted)]
 
 

@@ -39,7 +39,6 @@ CPU = PAPER.model_copy(
         "fc_widths": (10, 15, 20, 25),
         "epochs": 20,
         "epoch_samples": 50_000,
-        "learning_rate": 0.1,
         "num_seeds": 3,
     }
 )

@@ -46,9 +46,7 @@ PAPER = Figure9Preset()
 CPU = PAPER.model_copy(
     update={
         "fc_widths": (25, 40, 50, 60),
-        "epochs": 40,
-        "epoch_samples": 10_000,
-        "learning_rate": 0.1,
+        "epoch_samples": 15_000,
         "num_seeds": 3,
         "finite_samples": 2_000,
         "finite_kind": "fc",

@@ -52,7 +52,9 @@ class Theorem5Preset(Preset):
     """Outputs there."""
     copies: int = 400
     """Inputs of each clone; one more at the sum of each two vertices makes nodes overlap a little."""
-    angle: float = 0.16
+    noise: float = 0.005
+    """Standard deviation of the clones: so small that no gate changes within the angle."""
+    angle: float = 0.12
     """Angle between nodes and their teachers at the start, in radians."""
     fan_out_error: float = 0.2
     """Distance of the u-set's fan-out from the teacher's at the start."""
@@ -75,7 +77,6 @@ QUICK = PAPER.model_copy(
         "num_runs": 2,
         "iterations": 300,
         "record_every": 20,
-        "copies": 200,
         "steps": 400,
         "step": 0.4,
         "hidden": (8, 8),
@@ -94,8 +95,12 @@ def run(preset: Theorem5Preset, context: Context) -> Outcome:
     for number in range(preset.num_runs):
         context.progress(0.8 * number / preset.num_runs, f"matrix dynamics {number + 1} of {preset.num_runs}")
         generator = torch.Generator().manual_seed(preset.seed * 1_000 + number)
-        sizes = {"steps": preset.iterations, "step": preset.learning_rate, "batch_size": preset.batch_size}
-        other = {"perturbation": preset.perturbation, "record_every": preset.record_every}
+        sizes: dict[str, Any] = {
+            "steps": preset.iterations,
+            "step": preset.learning_rate,
+            "batch_size": preset.batch_size,
+        }
+        other: dict[str, Any] = {"perturbation": preset.perturbation, "record_every": preset.record_every}
         courses.append(matrix_course(preset.widths, generator, factor=preset.factor, **sizes, **other))
     context.progress(0.8, "theorems 4 and 5 where their premises hold")
     tables, measured = _separated(preset)
@@ -155,7 +160,7 @@ def _separated(preset: Theorem5Preset) -> tuple[dict[str, Table], dict[str, obje
 
     generator = torch.Generator().manual_seed(preset.seed)
     m, n = preset.teachers, preset.students
-    w, inputs = simplex_clones(n, preset.num_inputs, generator, copies=preset.copies, shared=1)
+    w, inputs = simplex_clones(n, preset.num_inputs, generator, copies=preset.copies, noise=preset.noise, shared=1)
     overlaps = sample_overlaps(inputs)
     options: dict[str, Any] = {"angle": preset.angle, "generator": generator}
     start = w.clone()
@@ -225,16 +230,18 @@ def _unit_rows(rows: int, columns: int, generator: "torch.Generator") -> "torch.
     import torch
 
     drawn = torch.randn((rows, columns), generator=generator, dtype=torch.float64)
-    return drawn / drawn.norm(dim=1, keepdim=True)
+    unit: torch.Tensor = drawn / drawn.norm(dim=1, keepdim=True)
+    return unit
 
 
 def _turned(w: "torch.Tensor", angle: float, generator: "torch.Generator") -> "torch.Tensor":
     """Turn each row by an angle, in a random direction."""
     import math
 
-    sideways = _unit_rows(*w.shape, generator)
+    sideways = _unit_rows(w.shape[0], w.shape[1], generator)
     sideways = sideways - (sideways * w).sum(1, keepdim=True) * w
-    return math.cos(angle) * w + math.sin(angle) * sideways / sideways.norm(dim=1, keepdim=True)
+    turned: torch.Tensor = math.cos(angle) * w + math.sin(angle) * sideways / sideways.norm(dim=1, keepdim=True)
+    return turned
 
 
 def _conserved(preset: Theorem5Preset) -> tuple[Table, Table, dict[str, float]]:

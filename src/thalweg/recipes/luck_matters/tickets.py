@@ -1,9 +1,10 @@
-"""Nodes that are kept of a student, networks of these, and differences over paired seeds with their intervals."""
+"""Nodes that are kept of students, networks of these, and paired differences with their intervals."""
 
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from thalweg.lab.tables import Table
+from thalweg.recipes.luck_matters.falling import FallPreset, Pairs
 
 if TYPE_CHECKING:
     import torch
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from thalweg.teacher_student import Fall
 
 LEVEL = 0.95  # of the intervals, the usual one
+# Distances from a pair's seed to those of the samples that nodes are chosen on, and of the stream of new samples.
+_CHOOSE, _STREAM = 600, 700
 
 
 def lucky(rho: "Tensor", copies: int) -> list[int]:
@@ -71,6 +74,43 @@ def trained(student: "nn.Module", fall: "Fall") -> "nn.Module":
     own = copy.deepcopy(student)
     fall.write(own)
     return own.eval()
+
+
+def chooser(preset: FallPreset, base: Pairs, k: int) -> "Tensor":
+    """Draw the samples on which the nodes to keep are chosen."""
+    import torch
+
+    from thalweg.data import gaussian
+
+    generator = torch.Generator().manual_seed(base.seeds[k] + _CHOOSE)
+    x = base.evaluations[k]
+    return gaussian(len(x), preset.num_inputs, generator, std=preset.std, dtype=torch.float32).to(x.device)
+
+
+def again(preset: FallPreset, base: Pairs, places: Sequence[int], students: "Sequence[nn.Module]") -> Pairs:
+    """Pair networks with the teachers they are to learn from: on a stream that no student has seen.
+
+    Args:
+        preset: of the run.
+        base: all pairs.
+        places: for each network, the number of its pair; those of one pair see the same samples.
+        students: the networks.
+    """
+    from thalweg.data import GaussianStream
+
+    streams = [
+        GaussianStream(
+            preset.num_inputs, std=preset.std, seed=base.seeds[k] + _STREAM, device=base.evaluations[k].device
+        )
+        for k in places
+    ]
+    return Pairs(
+        tuple(base.seeds[k] for k in places),
+        [base.teachers[k] for k in places],
+        students,
+        streams,
+        [base.evaluations[k] for k in places],
+    )
 
 
 def interval(values: Sequence[float]) -> dict[str, float] | None:
