@@ -1,6 +1,5 @@
 """The paper's matrix dynamics (theorem 2) as they are, in a two-layer network with biases: what V_r does there."""
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -50,8 +49,8 @@ def matrix_course(
         step: η. Default: the authors'.
         steps: number of steps. Default: the authors'.
         batch_size: new inputs at each step, over which L, D and their kin are averaged. Default: the authors'.
-        perturbation: standard deviation of the normal noise that is added to copies of the teacher's weights, and
-            weights of all other students have no copy and unit variance. Default: the authors' (`--init_std`).
+        perturbation: standard deviation of the normal noise that all students' weights are; those of the relevant
+            ones are added to the teacher's. Default: the authors' (`--init_std`, `--perturb`).
         record_every: steps from one record to the next.
 
     Returns:
@@ -61,9 +60,9 @@ def matrix_course(
         ConfigError: a number is out of its range.
 
     Source:
-        tian2019luck (arXiv 1905.13405), equation 6, and its code's check of theorem 5: N(0, 1) inputs and weights,
-        a row of biases in W and V, columns (with their bias) normalised after each step. Where the code is not
-        known to us, ours: the start of the students that have no teacher, N(0, 1) like the teacher, in W and V.
+        tian2019luck (arXiv 1905.13405), equation 6, and its code's check of theorem 5 (test_multilayer): N(0, 1)
+        inputs; teachers of multiples of a quarter, without biases; a row of biases in the student's W and V; columns
+        (with their bias) normalised at the start and after each step.
 
     Example:
         >>> course = matrix_course((4, 3, 5), torch.Generator().manual_seed(0), steps=10, record_every=5)
@@ -96,13 +95,27 @@ def _started(
     n = factor * m
 
     def drawn(rows: int, columns: int) -> Tensor:
-        return torch.randn((rows, columns), generator=generator, dtype=torch.float64)
+        return noise * torch.randn((rows, columns), generator=generator, dtype=torch.float64)
 
-    w_star, v_star = _columns(drawn(d + 1, m)), _columns(drawn(m + 1, c))
-    w = torch.cat([w_star + noise * drawn(d + 1, m), drawn(d + 1, n - m)], 1)
-    others = drawn(n - m, c) / math.sqrt(m + 1)  # as large as the rows of a teacher with normalised columns
-    v = torch.cat([v_star[:-1] + noise * drawn(m, c), others, v_star[-1:] + noise * drawn(1, c)])
-    return (w_star, v_star), (_columns(w), _columns(v))
+    teacher = _grid(d, m, generator), _grid(m, c, generator)
+    w, v = drawn(d + 1, n), drawn(n + 1, c)
+    w[:, :m] += teacher[0]
+    v[:m] += teacher[1][:-1]
+    return teacher, (_columns(w), _columns(v))
+
+
+def _grid(inputs: int, nodes: int, generator: torch.Generator) -> Tensor:
+    """Draw a layer of the teacher: unit columns of multiples of a quarter, all different, without biases."""
+    columns: list[Tensor] = []
+    while len(columns) < nodes:
+        drawn = torch.randint(-2, 3, (inputs,), generator=generator).double() / 4
+        if bool(drawn.any()) and not any(torch.equal(drawn, other) for other in columns):
+            columns.append(drawn)
+        elif 5**inputs - 1 < nodes:
+            raise ConfigError(
+                f"Expected at most {5**inputs - 1} nodes behind {inputs} inputs. Got {nodes}. Change the widths."
+            )
+    return _columns(torch.cat([torch.stack(columns, 1), torch.zeros((1, nodes), dtype=torch.float64)]))
 
 
 def _batches(width: int, steps: int, batch_size: int, generator: torch.Generator) -> Iterable[Tensor]:

@@ -35,7 +35,7 @@ class Theorem5Preset(Preset):
     learning_rate: float = 0.05
     """Step size there."""
     perturbation: float = 0.1
-    """Standard deviation by which relevant students differ from their teachers at the start."""
+    """Standard deviation of the noise that students start from, relevant ones around their teachers (the authors)."""
     batch_size: int = 64
     """Inputs of each step."""
     iterations: int = 20_000
@@ -151,6 +151,7 @@ def _separated(preset: Theorem5Preset) -> tuple[dict[str, Table], dict[str, obje
     from thalweg.teacher_student import (
         bound_of_theorem_4,
         bound_of_theorem_5,
+        drawn_near,
         matched_course,
         measured_constants,
         modulated_course,
@@ -164,7 +165,7 @@ def _separated(preset: Theorem5Preset) -> tuple[dict[str, Table], dict[str, obje
     overlaps = sample_overlaps(inputs)
     options: dict[str, Any] = {"angle": preset.angle, "generator": generator}
     start = w.clone()
-    start[:m] = _turned(w[:m], preset.angle, generator)
+    start[:m] = drawn_near(w[:m], preset.angle, 1, generator)[:, 0]
     v = _unit_rows(n, preset.num_outputs, generator)
     v_start = v.clone()
     v_start[:m] += preset.fan_out_error * _unit_rows(m, preset.num_outputs, generator)
@@ -232,16 +233,6 @@ def _unit_rows(rows: int, columns: int, generator: "torch.Generator") -> "torch.
     drawn = torch.randn((rows, columns), generator=generator, dtype=torch.float64)
     unit: torch.Tensor = drawn / drawn.norm(dim=1, keepdim=True)
     return unit
-
-
-def _turned(w: "torch.Tensor", angle: float, generator: "torch.Generator") -> "torch.Tensor":
-    """Turn each row by an angle, in a random direction."""
-    import math
-
-    sideways = _unit_rows(w.shape[0], w.shape[1], generator)
-    sideways = sideways - (sideways * w).sum(1, keepdim=True) * w
-    turned: torch.Tensor = math.cos(angle) * w + math.sin(angle) * sideways / sideways.norm(dim=1, keepdim=True)
-    return turned
 
 
 def _conserved(preset: Theorem5Preset) -> tuple[Table, Table, dict[str, float]]:
