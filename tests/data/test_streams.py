@@ -105,6 +105,7 @@ def test_augmented_images_are_passes_of_the_set_shifted_and_mirrored() -> None:
         (lambda: GaussianStream(0, seed=0), ConfigError, "positive sizes"),
         (lambda: GaussianStream((), seed=0), ConfigError, "positive sizes"),
         (lambda: GaussianStream(3, seed=0, std=0.0), ConfigError, "positive standard deviation"),
+        (lambda: GaussianStream(3, seed=0, std=float("inf")), ConfigError, "finite"),
         (lambda: GaussianStream(3, seed=0)(0), ConfigError, "at least 1"),
         (lambda: FiniteSet(torch.zeros(0, 3), seed=0), DataError, "at least one input"),
         (lambda: AugmentedImages(torch.zeros(0, 1, 4, 4), seed=0), DataError, "at least one image"),

@@ -1,5 +1,7 @@
 """Teachers and students: layouts, the random teacher's rows, and widened students."""
 
+from collections import OrderedDict
+
 import pytest
 import torch
 from torch import nn
@@ -42,6 +44,7 @@ def test_a_student_has_the_teachers_layout_and_ten_times_its_width(norm: str) ->
         x = torch.randn(2, *((4,) if isinstance(teacher[0], nn.Flatten) else (1, 9, 9)), generator=seeded())
         assert student(x).shape == teacher(x).shape
     assert "norm1" in dict(widened(relu_mlp((2,)), 2, norm="after_relu").named_children())
+    assert widened(relu_mlp((2,), norm="after_relu", eps=1e-12)).norm1.eps == 1e-12
     assert widened(relu_mlp((2,)).double(), 2).head.weight.dtype == torch.float64
 
 
@@ -56,5 +59,7 @@ def test_refuses_what_cannot_be_built() -> None:
         teacher_init_(relu_mlp((3,), num_inputs=1), seeded())
     with pytest.raises(ConfigError, match="a factor of 1 or more"):
         widened(relu_mlp((2,)), 0)
-    with pytest.raises(ConfigError, match="Build the student itself"):
-        widened(nn.Sequential(nn.Linear(2, 2)))
+    for layers in ((nn.Linear(2, 2),), (nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3))):
+        named = zip(("conv1", "relu1", "flatten", "head"), layers, strict=False)
+        with pytest.raises(ConfigError, match="Build the student itself"):
+            widened(nn.Sequential(OrderedDict(named)))

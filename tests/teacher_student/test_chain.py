@@ -55,6 +55,14 @@ def test_silent_layers_and_nested_ones_are_passed_over() -> None:
     assert torch.equal(found.trace(torch.ones(2, 3)).outputs, net.eval()(torch.ones(2, 3)))
 
 
+def test_modules_that_stand_several_times_are_read_each_time() -> None:
+    relu, tied = nn.ReLU(), nn.Linear(3, 3)
+    net = nn.Sequential(tied, relu, tied, relu, nn.Linear(3, 2))
+    assert chain(net).widths == (3, 3)
+    x = torch.ones(4, 3)
+    assert torch.equal(chain(net).trace(x).outputs, net(x))
+
+
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
@@ -63,6 +71,7 @@ def test_silent_layers_and_nested_ones_are_passed_over() -> None:
         ((nn.Linear(2, 2), nn.ReLU()), "Got Linear '0'|Got ReLU '1'"),
         ((nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 2)), "Got Linear '0'"),
         ((nn.Linear(2, 2), nn.ReLU(), nn.Conv1d(2, 2, 1)), "Got Conv1d '2'"),
+        ((nn.Flatten(0, 1), nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)), "Got Flatten '0'"),
     ],
 )
 def test_other_networks_are_refused(layers: tuple[nn.Module, ...], message: str) -> None:
@@ -70,6 +79,12 @@ def test_other_networks_are_refused(layers: tuple[nn.Module, ...], message: str)
         chain(nn.Sequential(*layers))
     with pytest.raises(StructureError, match="Got Linear"):
         chain(nn.Linear(2, 2))
+
+
+def test_linear_layers_along_positions_are_refused() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    with pytest.raises(ShapeError, match="thalweg match"):
+        chain(net).trace(torch.ones(5, 4, 3))
 
 
 def test_a_pair_has_one_depth_and_as_many_outputs() -> None:

@@ -73,6 +73,19 @@ def test_single_precision_agrees_to_six_digits() -> None:
         torch.testing.assert_close(again, rho, atol=1e-6, rtol=0.0)
 
 
+def test_products_of_few_digits_are_not_used() -> None:
+    a, b = drawn(500, 3).float(), drawn(500, 4).float()
+    exact, quick = CrossMoments(), CrossMoments(is_quick=True)
+    exact.update(a, b)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        quick.update(a, b)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert torch.equal(quick.correlation(), exact.correlation())
+
+
 def test_a_network_correlates_with_itself() -> None:
     teacher, _ = pair()
     for rho in correlations(teacher, teacher, drawn(100, 4)):
@@ -96,6 +109,8 @@ def test_refuses_what_it_cannot_correlate() -> None:
         correlations(teacher, student, iter(()))
     with pytest.raises(DataError, match="Expected samples"):
         correlations(teacher, student, drawn(0, 4))
+    with pytest.raises(DataError, match="Leave targets out"):
+        correlations(teacher, student, [[drawn(5, 4), drawn(5, 3)]])
     with pytest.raises(DataError, match="Expected samples"):
         CrossMoments().varying()
     with pytest.raises(ShapeError, match="as many samples"):
@@ -104,6 +119,11 @@ def test_refuses_what_it_cannot_correlate() -> None:
         correlations(relu_mlp((3,), num_inputs=4, num_outputs=3).double(), student, drawn(5, 4))
     with pytest.raises(StructureError, match=r"an nn\.Sequential"):
         correlations(nn.Linear(4, 3), student, drawn(5, 4))
+    bare = nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2, track_running_stats=False), nn.ReLU(), nn.Linear(2, 3))
+    shallow = relu_mlp((3,), num_inputs=4, num_outputs=3)
+    for pair_of in ((bare, shallow), (shallow, bare)):
+        with pytest.raises(StructureError, match="running statistics"):
+            correlations(*pair_of, drawn(5, 4).float())
     plain = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(50, 4)).double()
     padded = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(98, 4)).double()
     with pytest.raises(ShapeError, match="as many samples"):

@@ -76,8 +76,23 @@ def test_theorem_1_in_pieces_of_one_sample_is_the_same() -> None:
     assert max(max(layer.at_nodes, layer.after_gate) for layer in found) <= 1e-10
 
 
+@pytest.mark.parametrize("batch_statistics", [False, True])
+def test_theorem_1_is_not_said_to_hold_where_there_is_a_nan(batch_statistics: bool) -> None:
+    teacher, student = pair()
+    student.head.weight.data[0, 0] = float("nan")
+    found = gradient_rule(teacher, student, drawn(6, 4), batch_statistics=batch_statistics)
+    assert all(math.isnan(layer.at_nodes) and math.isnan(layer.after_gate) for layer in found)
+
+
 def test_theorem_1_refuses_what_does_not_fit() -> None:
     teacher, student = pair()
+    with pytest.raises(DataError, match="two samples or more"):
+        gradient_rule(*pair("before_relu"), drawn(1, 4), batch_statistics=True)
+    bare = nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2, track_running_stats=False), nn.ReLU(), nn.Linear(2, 3))
+    with pytest.raises(StructureError, match="running statistics"):
+        gradient_rule(relu_mlp((3,), num_inputs=4, num_outputs=3), bare, drawn(5, 4))
+    plain = gradient_rule(relu_mlp((3,), num_inputs=4, num_outputs=3), bare, drawn(5, 4), batch_statistics=True)
+    assert max(plain[0].at_nodes, plain[0].after_gate) <= 1e-10
     with pytest.raises(MemoryLimitError, match="β as matrices"):
         gradient_rule(teacher, student, drawn(5, 4), memory=100)
     with pytest.raises(MemoryLimitError, match="or fewer samples"):
@@ -146,6 +161,14 @@ def test_overlap_of_half_spaces_is_that_of_their_angle() -> None:
     assert found.epsilon_d == pytest.approx((math.pi - theta) / math.pi, abs=1e-4)
     expected = (math.sin(theta) + (math.pi - theta) * math.cos(theta)) / math.pi
     assert found.epsilon_l == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_node_that_never_fires_has_no_overlap_by_its_norms_bias() -> None:
+    net = nn.Sequential(nn.Linear(1, 3), nn.ReLU(), nn.BatchNorm1d(3), nn.Linear(3, 1))
+    net[0].weight.data.copy_(torch.tensor([[1.0], [-1.0], [0.0]]))
+    net[0].bias.data.copy_(torch.tensor([0.0, 0.0, -1.0]))
+    net[2].bias.data.copy_(torch.tensor([0.0, 0.0, 3.0]))  # all that the dead node gives
+    assert overlap(net, torch.linspace(-1.0, 1.0, 10).unsqueeze(1))[0].epsilon_l == 0.0
 
 
 def test_overlap_leaves_dead_nodes_out() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from thalweg.errors import ConfigError, DataError, MemoryLimitError, ShapeError
+from thalweg.errors import ConfigError, DataError, MemoryLimitError, ShapeError, StructureError
 from thalweg.nets import relu_cnn, relu_mlp, widened
 from thalweg.teacher_student import chain, modulation, negative_biases
 
@@ -147,6 +147,9 @@ def test_refuses_what_it_cannot_do() -> None:
         modulation(teacher, student, drawn(0, 4))
     with pytest.raises(ShapeError, match="as many hidden layers"):
         modulation(relu_mlp((3,), num_inputs=4, num_outputs=3).double(), student, drawn(5, 4))
+    bare = nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2, track_running_stats=False), nn.ReLU(), nn.Linear(2, 3))
+    with pytest.raises(StructureError, match="running statistics"):
+        modulation(bare, bare, drawn(5, 4).float())
     padded = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(98, 4)).double()
     plain = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(50, 4)).double()
     with pytest.raises(ShapeError, match="feature maps of one size"):

@@ -66,5 +66,8 @@ def test_refuses_nodes_that_are_not_there(nodes: list[int]) -> None:
 def test_refuses_other_networks_and_too_few_lists() -> None:
     with pytest.raises(ShapeError, match="for each of 1 hidden layers"):
         subnetwork(relu_mlp((5,)), [])
+    grouped = nn.Sequential(nn.Conv2d(2, 4, 2, groups=2), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+    with pytest.raises(StructureError, match="without groups"):
+        subnetwork(grouped, [torch.tensor([0, 1])])
     with pytest.raises(StructureError):
         subnetwork(nn.Linear(2, 2), [])

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from torch.testing import assert_close
 
 from thalweg.data import FiniteSet, GaussianStream
@@ -203,6 +204,59 @@ def test_what_is_kept_of_another_training_or_damaged_is_not_taken_up(tmp_path: P
     assert all(torch.equal(again.state[name], fall.state[name]) for name in fall.state)
 
 
+@pytest.mark.parametrize("gone", [0, 2])
+def test_without_an_observation_a_training_starts_anew(gone: int, tmp_path: Path) -> None:
+    # Nothing of the interrupted one may be left in it: neither steps and losses, nor how far its source was.
+    teacher, student = pair()
+
+    def run(keep: Path | None) -> Fall:
+        (found,) = train_students(
+            [teacher], [student], [stream()], steps=4, batch_size=7, observe_at=[0, 2, 4], keep=keep,
+            observe=lambda step, k, module: {"w": module.get_parameter("head.weight")},
+        )  # fmt: skip
+        return found
+
+    run(tmp_path)
+    next(tmp_path.glob(f"*/{gone}.safetensors")).unlink()
+    again, whole = run(tmp_path), run(None)
+    assert again.steps == whole.steps == (0, 2, 4)
+    assert torch.equal(again.losses, whole.losses)
+    assert all(torch.equal(again.state[name], value) for name, value in whole.state.items())
+
+
+def test_what_is_trained_and_what_is_masked_tell_trainings_apart(tmp_path: Path) -> None:
+    teacher, student = pair()
+    square = nn.Sequential(nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 6)).double()
+    head_frozen, mask = copy.deepcopy(student), torch.zeros(5, 5, dtype=torch.float64)
+    head_frozen.get_parameter("head.weight").requires_grad_(requires_grad=False)
+
+    def run(start: nn.Module, **options: object) -> Fall:
+        given = {"steps": 2, "batch_size": 7, "engine": "autograd", "keep": tmp_path}
+        return train_students([teacher], [start], [stream()], **(given | options))[0]  # type: ignore[arg-type]
+
+    run(student)
+    assert torch.equal(run(head_frozen).state["head.weight"], student.get_parameter("head.weight"))
+    run(square, masks=[{"0.weight": mask}])
+    assert not run(square, masks=[{"2.weight": mask}]).state["2.weight"].any()
+
+
+def test_a_pruned_student_and_a_norm_of_batches_are_trained() -> None:
+    teacher, student = pair()
+    mask = (torch.arange(45) % 2).reshape(9, 5).double()
+    start = copy.deepcopy(student)
+    start.get_parameter("linear1.weight").data.mul_(mask)
+    masked = plain(teacher, start, 3, [0.05] * 3, {"linear1.weight": mask})
+    prune.custom_from_mask(student.get_submodule("linear1"), "weight", mask)
+    (fall,) = train_students([teacher], [student], [stream()], steps=3, batch_size=7)
+    assert_close(fall.state["linear1.weight_orig"] * mask, masked.get_parameter("linear1.weight"), rtol=0, atol=1e-12)
+    assert_close(fall.state["head.weight"], masked.get_parameter("head.weight"), rtol=0, atol=1e-12)
+    bare = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4, track_running_stats=False), nn.ReLU(), nn.Linear(4, 6))
+    (fall,) = train_students([teacher], [bare.double()], [stream()], steps=3, batch_size=7)
+    require_same(fall.state, plain(teacher, bare, 3, [0.05] * 3, {}))
+    with pytest.raises(StructureError, match="whose BatchNorms have running statistics"):
+        call(teachers=[bare])
+
+
 def test_a_pair_that_diverges_stops_and_the_others_go_on() -> None:
     teacher, student = pair()
     wild = copy.deepcopy(student)
@@ -238,6 +292,9 @@ def test_a_fall_is_written_into_a_module_and_progress_is_told(monkeypatch: pytes
         fall.write(pair("none")[1])
 
 
+FLAT = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2)).double()
+
+
 def call(**changed: object) -> tuple[Fall, ...]:
     teacher, student = pair()
     given: dict[str, object] = {"teachers": [teacher], "students": [student], "sources": [stream()], "steps": 2}
@@ -260,7 +317,11 @@ def call(**changed: object) -> tuple[Fall, ...]:
         ({"sources": [lambda n: torch.zeros(n - 1, 5).double()]}, DataError, "64 samples"),
         ({"sources": [lambda n: torch.zeros(n, 5)]}, DataError, "float64"),
         ({"teachers": [relu_mlp((3, 4), num_inputs=5, num_outputs=7).double()]}, ShapeError, "outputs of one shape"),
+        ({"sources": [stream(shape=4)]}, ShapeError, r"Got \(64, 4\)"),
+        ({"teachers": [FLAT], "students": [FLAT], "sources": [stream(shape=(3, 5))]}, ShapeError, "no Flatten"),
         ({"teachers": [pair()[0].to("meta")]}, DataError, "one device"),
+        ({"teachers": [pair()[0].float()]}, DataError, "one floating type"),
+        ({"students": [pair()[1].requires_grad_(requires_grad=False)]}, StructureError, "parameters to train"),
     ],
 )  # fmt: skip
 def test_wrong_arguments_are_said(changed: dict[str, object], error: type[Exception], words: str) -> None:
@@ -275,8 +336,9 @@ def test_pairs_that_do_not_fit_are_said(tmp_path: Path) -> None:
         call(teachers=[teacher] * 2, students=[student] * 2, sources=[source] * 2)
     with pytest.raises(ShapeError, match="one architecture"):
         call(teachers=[teacher] * 2, students=[student, pair("after_relu")[1]], sources=[stream(), stream()])
+    still, dropping = (nn.Sequential(nn.Dropout(p), student) for p in (0.0, 0.1))
     with pytest.raises(StructureError, match="without dropout"):
-        call(students=[nn.Sequential(nn.Dropout(0.1), student)])
+        call(teachers=[teacher] * 2, students=[still, dropping], sources=[stream(), stream()])
     with pytest.raises(ConfigError, match="at least 2"):
         call(students=[pair("after_relu")[1]], batch_size=1)
     frozen = pair()[1]

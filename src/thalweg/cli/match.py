@@ -95,7 +95,7 @@ def match(  # noqa: PLR0913, PLR0917 - one argument per option of the command li
     """Find which unit of one network is which unit of another, by what they do on data."""
     elapsed, started = timed(), datetime.datetime.now(datetime.UTC)
     wanted = layers_of(layers)
-    target = _free_target(out, a, b, force=force)
+    target = _free_target(out, [a, b, *(earlier or [])], force=force)
     page, place = free_page(report, target, force=force), checked_device(device)
     landscape = load_landscape(
         data,
@@ -160,13 +160,15 @@ def layers_of(text: str) -> "Layers":
     return pairs
 
 
-def _free_target(out: Path | None, a: Path, b: Path, *, force: bool) -> Path:
+def _free_target(out: Path | None, files: Sequence[Path], *, force: bool) -> Path:
     """Give the file of the correlations, before any work is done; the .json beside it must be free, too."""
-    name = f"{a.stem}-{b.stem}-match.safetensors"
+    name = f"{files[0].stem}-{files[1].stem}-match.safetensors"
     chosen = Path(name) if out is None else out / name if out.is_dir() else out
     if chosen.suffix != ".safetensors":
         raise CheckpointError(f"Expected --out to be a folder or end in .safetensors. Got {chosen}. Rename it.")
-    target = free_target(free_target(chosen, a, "match", force=force), b, "match", force=force)
+    target = chosen
+    for file in files:  # none that is read is overwritten
+        target = free_target(target, file, "match", force=force)
     beside = target.with_suffix(".json")
     if beside.exists() and not force:
         raise ConfigError(f"Expected a new file. Got {beside}, which is there. Use --force to overwrite it.")

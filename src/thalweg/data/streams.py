@@ -4,6 +4,7 @@ A stream is called with a number of samples. What it gives does not depend on ho
 stream goes on where another's `state()` stopped, to the bit on one device.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -95,7 +96,7 @@ class GaussianStream:
         dtype: of the samples.
 
     Raises:
-        ConfigError: an empty shape, or a standard deviation that is not positive.
+        ConfigError: an empty shape, or a standard deviation that is not positive and finite.
 
     Source:
         tian2019luck (arXiv 1905.13405), section 4.2 ("GAUS", "infinite"), and its code for std 10.
@@ -120,8 +121,8 @@ class GaussianStream:
             raise ConfigError(
                 f"Expected a shape of positive sizes. Got {shape}. Choose one such as 20 or (1, 16, 16)."
             )
-        if not std > 0:
-            raise ConfigError(f"Expected a positive standard deviation. Got {std}. Choose one such as 10.")
+        if not 0 < std < math.inf:
+            raise ConfigError(f"Expected a positive standard deviation, finite. Got {std}. Choose one such as 10.")
         self._std, self._dtype = float(std), dtype
         self._generator = torch.Generator(device).manual_seed(seed)
         self._count = max(1, _NUMBERS // int(torch.Size(self._shape).numel()))

@@ -199,7 +199,8 @@ def widened(
         affine: whether it has a scale and a bias. None: as the teacher's kind of network has by default.
 
     Returns:
-        The student, initialised as torch does, in the teacher's floating type and on its device.
+        The student, initialised as torch does, in the teacher's floating type and on its device; its BatchNorms have
+        the ε of the teacher's, if that has any.
 
     Raises:
         ConfigError: the factor is below 1, or the teacher is of another make.
@@ -215,23 +216,42 @@ def widened(
     linears = [layer for layer in named.values() if isinstance(layer, nn.Linear | nn.Conv2d)]
     head = named.get("head")
     if factor < 1 or len(linears) < 2 or not isinstance(head, nn.Linear):
-        raise ConfigError(
-            f"Expected a factor of 1 or more and a teacher made by relu_mlp or relu_cnn. Got {factor} and "
-            f"{type(teacher).__name__} of {', '.join(named) or 'nothing'}. Build the student itself."
-        )
+        raise _other_make(teacher, factor)
     place = norm if norm is not None else _place_of(list(named))
     hidden = linears[:-1]
     first, last = hidden[0], hidden[-1]
     widths = [factor * layer.weight.shape[0] for layer in hidden]
     outputs = head.out_features
+    eps = next((layer.eps for layer in named.values() if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d)), 1e-5)
     if isinstance(first, nn.Linear):
-        student = relu_mlp(widths, num_inputs=first.in_features, num_outputs=outputs, norm=place, affine=bool(affine))
+        options = {"num_inputs": first.in_features, "num_outputs": outputs}
+        student = relu_mlp(widths, norm=place, affine=bool(affine), eps=eps, **options)
     else:
         scaled = affine is None or affine
         side = round((head.in_features // last.weight.shape[0]) ** 0.5) + 2 * len(hidden)
         options = {"image_size": side, "in_channels": first.in_channels, "num_outputs": outputs}
-        student = relu_cnn(widths, norm=place, affine=scaled, **options)
+        student = relu_cnn(widths, norm=place, affine=scaled, eps=eps, **options)
+    if _layout(student) != _layout(teacher):
+        raise _other_make(teacher, factor)
     return student.to(head.weight)
+
+
+def _layout(network: nn.Sequential) -> list[tuple[object, ...]]:
+    """Name all layers but BatchNorms, with what a convolution does."""
+    keys = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+    return [
+        (name, type(layer), *(getattr(layer, key, None) for key in keys))
+        for name, layer in network.named_children()
+        if not isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d)
+    ]
+
+
+def _other_make(teacher: nn.Sequential, factor: int) -> ConfigError:
+    return ConfigError(
+        f"Expected a factor of 1 or more and a teacher made by relu_mlp or relu_cnn. Got {factor} and "
+        f"{type(teacher).__name__} of {', '.join(dict(teacher.named_children())) or 'nothing'}. "
+        "Build the student itself."
+    )
 
 
 def _place_of(names: list[str]) -> NormPlace:

@@ -6,6 +6,7 @@ from thalweg.teacher_student.bounds import Bound as Bound
 from thalweg.teacher_student.bounds import Constants as Constants
 from thalweg.teacher_student.bounds import bound_of_theorem_4 as bound_of_theorem_4
 from thalweg.teacher_student.bounds import bound_of_theorem_5 as bound_of_theorem_5
+from thalweg.teacher_student.bounds import drawn_near as drawn_near
 from thalweg.teacher_student.bounds import measured_constants as measured_constants
 from thalweg.teacher_student.chain import Chain as Chain
 from thalweg.teacher_student.chain import Layer as Layer

@@ -92,7 +92,7 @@ def measured_constants(
     if not 0 < angle < math.pi / 2 or draws < 2:
         raise ConfigError(f"Expected an angle in (0, pi/2) and 2 or more draws. Got {angle}, {draws}. Change them.")
     w = centres / centres.norm(dim=1, keepdim=True)
-    near = _near(w, angle, draws, generator)
+    near = drawn_near(w, angle, draws, generator)
     d, activations = overlaps.gates(w, w), overlaps.activations(w, w)
     return Constants(
         angle=angle,
@@ -106,8 +106,28 @@ def measured_constants(
     )
 
 
-def _near(w: Tensor, angle: float, draws: int, generator: torch.Generator) -> Tensor:
-    """Draw unit vectors around each row, (nodes, draws, d)."""
+def drawn_near(
+    w: Float[Tensor, "nodes d"], angle: float, draws: int, generator: torch.Generator
+) -> Float[Tensor, "nodes draws d"]:
+    """Draw unit vectors around unit vectors.
+
+    Args:
+        w: centres of norm 1, one a row.
+        angle: θ_0, the largest angle; the first draw is at θ_0 itself, the others are uniform up to it.
+        draws: around each.
+        generator: of the draws.
+
+    Returns:
+        The vectors, all of norm 1.
+
+    Source:
+        ours: where the premises of tian2019luck's theorems 4 and 5 have to hold.
+
+    Example:
+        >>> near = drawn_near(torch.eye(2), 0.1, 3, torch.Generator().manual_seed(0))
+        >>> round(float(near[0, 0] @ torch.tensor([1.0, 0.0])), 4)
+        0.995
+    """
     shape = (len(w), draws, w.shape[1])
     sideways = torch.randn(shape, generator=generator, dtype=torch.float64).to(w)
     sideways = sideways - torch.einsum("ncd,nd->nc", sideways, w).unsqueeze(2) * w.unsqueeze(1)

@@ -91,6 +91,9 @@ class Chain:
 
         Returns:
             Everything that is computed.
+
+        Raises:
+            ShapeError: a linear layer reads more than one axis of features, so that its nodes do not lie along dim 1.
         """
         h = x
         pre, gates, activations = [], [], []
@@ -109,7 +112,16 @@ class Chain:
 
 
 def applied(linear: LinearMap, x: Tensor) -> Tensor:
-    """Apply a linear map."""
+    """Apply a linear map.
+
+    Raises:
+        ShapeError: it is a linear layer, and there are more axes than samples and features.
+    """
+    if isinstance(linear, nn.Linear) and x.ndim != 2:
+        raise ShapeError(
+            f"Expected (samples, {linear.in_features}) at a linear layer of a chain. Got {tuple(x.shape)}. Put an "
+            "nn.Flatten before it, or use thalweg match, which takes positions as samples."
+        )
     found: Tensor = linear(x)
     return found
 
@@ -121,6 +133,21 @@ def normalised(norm: BatchNorm | None, z: Tensor, batch_statistics: bool) -> Ten
     takes_batch = batch_statistics or norm.running_mean is None
     kept = (None, None) if takes_batch else (norm.running_mean, norm.running_var)
     return functional.batch_norm(z, *kept, norm.weight, norm.bias, training=takes_batch, eps=norm.eps)
+
+
+def require_statistics(*networks: Chain) -> None:
+    """See that every BatchNorm has running statistics: with a batch's own, results depend on how data are cut.
+
+    Raises:
+        StructureError: one has none.
+    """
+    for read in networks:
+        for layer in read.layers:
+            if layer.norm is not None and layer.norm.running_mean is None:
+                raise StructureError(
+                    f"Expected a BatchNorm with running statistics. Got one without after {layer.name!r}. "
+                    "Build it with track_running_stats=True."
+                )
 
 
 def chain(module: nn.Module) -> Chain:
@@ -152,7 +179,7 @@ def chain(module: nn.Module) -> Chain:
     place = 0
     while place < len(leaves) - 1:
         name, leaf = leaves[place]
-        if isinstance(leaf, nn.Flatten):
+        if isinstance(leaf, nn.Flatten) and (leaf.start_dim, leaf.end_dim) == (1, -1):
             flattens, place = True, place + 1
             continue
         kinds = [_kind(other) for _, other in leaves[place : place + 3]]
@@ -172,7 +199,7 @@ def chain(module: nn.Module) -> Chain:
 
 
 def _leaves(module: nn.Sequential, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    for name, child in module.named_children():
+    for name, child in module._modules.items():  # named_children passes over what comes a second time
         if isinstance(child, nn.Sequential):
             yield from _leaves(child, f"{prefix}{name}.")
         else:

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from thalweg.errors import DataError, ShapeError
-from thalweg.teacher_student.chain import chain, require_pair
+from thalweg.teacher_student.chain import chain, require_pair, require_statistics
 
 _AT_ONCE = 1024
 # A node whose standard deviation is below this share of its root mean square is constant: rounding alone varies.
@@ -44,7 +44,7 @@ class CrossMoments:
     Args:
         count: samples so far.
         is_quick: form the products of a piece of single-precision values in single precision: correlations then
-            err by 1e-5 at most, and cost a third.
+            err by 1e-5 at most, and cost a third. Not done where torch is set to products of fewer digits (TF32).
     """
 
     count: int = 0
@@ -68,7 +68,8 @@ class CrossMoments:
         if not len(ours):
             return
         best = torch.float32 if ours.device.type == "mps" else torch.float64
-        kind = torch.float32 if self.is_quick and ours.dtype == theirs.dtype == torch.float32 else best
+        is_single = self.is_quick and ours.dtype == theirs.dtype == torch.float32 and _has_whole_products()
+        kind = torch.float32 if is_single else best
         for a, b in zip(_cut(ours.detach()), _cut(theirs.detach()), strict=True):
             piece = _summed(a.to(kind), b.to(kind), best)
             self._sums = piece if self._sums is None else self._sums.merged(piece)
@@ -97,6 +98,14 @@ class CrossMoments:
             raise DataError("Expected samples. Got none. Call update first.")
         ours, theirs = (_inverse(*pair, found.count) > 0 for pair in zip(found.squares, found.means, strict=True))
         return ours, theirs
+
+
+def _has_whole_products() -> bool:
+    """Whether products of single-precision matrices have single precision."""
+    try:
+        return torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # set for some backends only
+        return False
 
 
 def _cut(values: Tensor) -> tuple[Tensor, ...]:
@@ -147,9 +156,9 @@ def correlations(
         precision to rounding; of others it errs by 1e-5 at most.
 
     Raises:
-        StructureError: a network is no chain.
+        StructureError: a network is no chain, or its BatchNorm has no running statistics.
         ShapeError: they cannot be teacher and student, or their feature maps have different sizes.
-        DataError: there are no samples.
+        DataError: there are no samples, or batches are no tensors.
 
     Source:
         tian2019luck (arXiv 1905.13405), section 4.2 and its footnote. Departure: all samples count; its code takes
@@ -163,6 +172,7 @@ def correlations(
     """
     theirs, ours = chain(teacher), chain(student)
     require_pair(theirs, ours)
+    require_statistics(theirs, ours)
     found = [CrossMoments(is_quick=True) for _ in ours.layers]
     with torch.no_grad():
         for x in pieces(inputs, batch_size):
@@ -173,11 +183,17 @@ def correlations(
 
 
 def pieces(inputs: Tensor | Iterable[Tensor], batch_size: int) -> Iterator[Tensor]:
-    """Give inputs in batches; what is no tensor is taken to be batches already."""
-    if isinstance(inputs, Tensor):
-        yield from torch.split(inputs, batch_size)
-    else:
-        yield from inputs
+    """Give inputs in batches; what is no tensor is taken to be batches already.
+
+    Raises:
+        DataError: a batch is no tensor.
+    """
+    for piece in torch.split(inputs, batch_size) if isinstance(inputs, Tensor) else inputs:
+        if not isinstance(piece, Tensor):
+            raise DataError(
+                f"Expected tensors as batches. Got a {type(piece).__name__}. Leave targets out: (x for x, _ in loader)."
+            )
+        yield piece
 
 
 def rows(activations: Float[Tensor, "batch nodes *positions"]) -> Float[Tensor, "samples nodes"]:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from thalweg.errors import StructureError
+from thalweg.errors import ShapeError, StructureError
 from thalweg.teacher_student.chain import BatchNorm, Chain, Layer, LinearMap, chain
 from thalweg.teacher_student.stepping import Masks
 
@@ -39,11 +39,16 @@ class FusedStepper:
         self._layers = [_Hidden(layer, names, masks, batch_size) for layer in found.layers]
         self._head = _Dense(found.head, names[id(found.head)], masks)
         self._error = _buffer(self._head.matrix, batch_size, found.head.out_features)
-        self._batch_size = batch_size
+        self._batch_size, self._flattens = batch_size, found.layers[0].flattens
 
     @torch.no_grad()
     def advance(self, inputs: Tensor, targets: Tensor, rates: Sequence[float]) -> Tensor:
         """Take one step for each rate; arguments and result as of `Stepper`."""
+        if inputs.ndim > 2 and not self._flattens:
+            raise ShapeError(
+                f"Expected samples of one axis, as the network has no Flatten. Got {tuple(inputs.shape)}. Put one "
+                'before it, or take engine="autograd", which runs along the other axes.'
+            )
         size, num_outputs = self._batch_size, self._error.shape[1]
         x = inputs.flatten(1)
         x = _joined(x, torch.ones_like(x[:, 0]))
@@ -196,10 +201,14 @@ def is_fusable(student: nn.Module) -> bool:
     return is_whole and len({p.dtype for p in params}) == 1 and _has_own_layers(found)
 
 
+# What a Linear with a bias has; of one that is pruned or normalised the weight is made anew on every run.
+_OWN = {"weight", "bias"}
+
+
 def _has_own_layers(found: Chain) -> bool:
     linears = [*(layer.linear for layer in found.layers), found.head]
     norms = [layer.norm for layer in found.layers if layer.norm is not None]
-    return all(type(linear) is nn.Linear and linear.bias is not None for linear in linears) and all(
+    return all(type(linear) is nn.Linear and set(linear._parameters) == _OWN for linear in linears) and all(
         type(norm) is nn.BatchNorm1d and norm.momentum is not None and norm.running_mean is not None for norm in norms
     )
 

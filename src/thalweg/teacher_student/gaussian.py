@@ -87,7 +87,7 @@ def gaussian_correlations(ours: Float[Tensor, "n d"], theirs: Float[Tensor, "m d
         tian2019luck (arXiv 1905.13405), section 4.2 for ρ; the closed form is ours, from `gaussian_activations`.
 
     Example:
-        >>> gaussian_correlations(torch.eye(2), torch.eye(2)).round(decimals=6).tolist()
+        >>> gaussian_correlations(torch.eye(2), torch.eye(2)).abs().round(decimals=6).tolist()
         [[1.0, 0.0], [0.0, 1.0]]
     """
     square_of_mean = 1 / (2 * math.pi)

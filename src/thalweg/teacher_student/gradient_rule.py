@@ -1,5 +1,6 @@
 """Theorem 1 against autograd: the gradient at every node and sample, from the activations of teacher and student."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from thalweg.errors import DataError, MemoryLimitError
 from thalweg.precision import copied, placed
-from thalweg.teacher_student.chain import BatchNorm, Chain, Trace, chain, require_pair
+from thalweg.teacher_student.chain import BatchNorm, Chain, Trace, chain, require_pair, require_statistics
 from thalweg.teacher_student.factors import Factor, affine, factors, held, normed_values, pulled
 
 _MEMORY = 10**9
@@ -55,13 +56,14 @@ def gradient_rule(
         memory: bytes that the largest arrays may take together. Default chosen by us.
 
     Returns:
-        One entry for each hidden layer, from the input. A difference is reported as it is where all gradients are 0.
+        One entry for each hidden layer, from the input. A difference is reported as it is where all gradients are 0;
+        NaN where there is a NaN.
 
     Raises:
-        StructureError: a network is no chain.
+        StructureError: a network is no chain, or has no running statistics where it needs them.
         ShapeError: they cannot be teacher and student.
         MemoryLimitError: the matrices of one sample, or of the batch, take more.
-        DataError: there are no samples.
+        DataError: there are no samples, or one where BatchNorm takes its statistics from the batch.
 
     Source:
         tian2019luck (arXiv 1905.13405), theorem 1 with equation 3, and Lemma 1 for BatchNorm. Departures: biases;
@@ -81,6 +83,7 @@ def gradient_rule(
     require_pair(theirs, ours)
     if not len(inputs):
         raise DataError("Expected samples. Got none. Pass inputs.")
+    require_statistics(theirs, *([] if batch_statistics else [ours]))
     x: Tensor = placed(inputs, device=place, dtype=torch.float64)
     size = _samples_at_once(theirs, ours, x, batch_statistics, memory)
     found = [_Largest() for _ in ours.layers]
@@ -106,12 +109,17 @@ class _Largest:
     def see(self, bracket: Tensor, behind: Tensor, at_nodes: Tensor, after_gate: Tensor) -> None:
         gaps = float((bracket - at_nodes).abs().max()), float((behind - after_gate).abs().max())
         sizes = float(at_nodes.abs().max()), float(after_gate.abs().max())
-        self.differences = max(self.differences[0], gaps[0]), max(self.differences[1], gaps[1])
-        self.gradients = max(self.gradients[0], sizes[0]), max(self.gradients[1], sizes[1])
+        self.differences = _larger(self.differences[0], gaps[0]), _larger(self.differences[1], gaps[1])
+        self.gradients = _larger(self.gradients[0], sizes[0]), _larger(self.gradients[1], sizes[1])
 
     def error(self, name: str) -> RuleError:
         shares = [gap / (size or 1.0) for gap, size in zip(self.differences, self.gradients, strict=True)]
         return RuleError(name, *shares)
+
+
+def _larger(one: float, two: float) -> float:
+    """The larger of two numbers; NaN if one is, which `max` may pass over."""
+    return math.nan if math.isnan(one) or math.isnan(two) else max(one, two)
 
 
 def autograd_gradients(
@@ -205,8 +213,11 @@ def _norm_jacobian(norm: BatchNorm, values: Tensor, cotangents: Tensor) -> Tenso
 
 def _samples_at_once(theirs: Chain, ours: Chain, x: Tensor, batch_statistics: bool, memory: int) -> int:
     """How many samples' matrices fit; all of them where BatchNorm couples them."""
-    wide, other = (max(f[0].numel() for f in read.trace(x[:1]).activations) for read in (ours, theirs))
     outputs, samples = ours.head.out_features, len(x)
+    normed = [layer.linear for layer in ours.layers if layer.norm is not None]
+    if batch_statistics and samples == 1 and any(isinstance(linear, nn.Linear) for linear in normed):
+        raise DataError("Expected two samples or more, of which BatchNorm takes statistics. Got one. Pass a batch.")
+    wide, other = (max(f[0].numel() for f in read.trace(x[:2]).activations) for read in (ours, theirs))
     if batch_statistics:
         needed = _BYTES * samples * (3 * outputs * samples * wide + wide * (max(wide, other) + 1))
         at_once = samples if needed <= memory else 0

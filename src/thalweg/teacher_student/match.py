@@ -50,7 +50,8 @@ def match(
             as many groups that can be compared, else "best".
         earlier: B at earlier times, for instance at its initialisation: did the winners lead from the start?
         batch_size: samples that are run at once, of data that are not in batches. Default: all that memory allows;
-            fewer are run at once where the activations are large. It does not change the result.
+            fewer are run at once where the activations are large. It does not change the result, unless a network
+            takes statistics of the batch in eval mode too (`track_running_stats=False`).
         views: of both. Default: traced on the first samples.
         progress: called with the share that is done, and a text.
 
@@ -58,9 +59,10 @@ def match(
         Correlations, layer by layer, and what they tell.
 
     Raises:
-        ConfigError: layers that are asked for are no pairs of names.
+        ConfigError: layers that are asked for are no pairs of names, or the batch size is not positive.
         DataError: there are no data, or they are of another form.
-        StructureError: a network does not run on the data, or there is nothing that can be compared.
+        StructureError: a network does not run on the data, a view or an earlier B is of another architecture, or
+            there is nothing that can be compared.
         NumericalError: activations that are not finite.
         MemoryLimitError: the correlations of all these layers do not fit into memory.
 
@@ -76,6 +78,8 @@ def match(
         >>> [(m.a, m.best.tolist(), round(m.mean_best, 6)) for m in found.layers]
         [('0', [0, 1, 2, 3], 1.0)]
     """
+    if batch_size is not None and batch_size < 1:
+        raise ConfigError(f"Expected a batch size of at least 1. Got {batch_size}. Leave it out for all at once.")
     batches = _batches(data, batch_size)
     example = _example(batches)
     own = views or (None, None)
@@ -126,6 +130,11 @@ def _wanted(ours: Sight, theirs: Sight, layers: Layers) -> tuple[list[tuple[str,
     reason = "no linear map reads or makes its units"
     skipped = {f"{sight.name}: {group}": reason for sight in (ours, theirs) for group in sight.unseen}
     if not isinstance(layers, str):
+        if not isinstance(layers, Sequence) or not layers:
+            raise ConfigError(
+                f'Expected layers "auto", "in order", "best" or pairs of names, at least one. Got {layers!r}. '
+                "Choose one."
+            )
         return [_named(ours, theirs, pair, reason) for pair in layers], {}
     if layers not in ("auto", "in order", "best"):
         raise ConfigError(
@@ -169,7 +178,9 @@ def _comparable(
         else:
             words[one, two] = how.words
     if not words:
-        why = "; ".join(f"{name}: {reason}" for name, reason in skipped.items()) or "there are no groups of units"
+        empty = " and ".join(sight.name for sight in (ours, theirs) if not sight.groups)
+        reasons = [f"{name}: {reason}" for name, reason in skipped.items()]
+        why = "; ".join(reasons) or f"no unit of {empty or 'them'} decides the outputs on the first samples"
         raise StructureError(
             f"Expected groups of units in both networks that can be compared. Got none ({why}). See thalweg view."
         )

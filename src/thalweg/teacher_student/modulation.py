@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from thalweg.errors import ConfigError, DataError, MemoryLimitError, ShapeError
-from thalweg.teacher_student.chain import Chain, Trace, chain, require_pair
+from thalweg.teacher_student.chain import Chain, Trace, chain, require_pair, require_statistics
 from thalweg.teacher_student.correlation import pieces, rows
 from thalweg.teacher_student.factors import Factor, factors
 
@@ -93,11 +93,11 @@ def modulation(
         taken in the networks' own.
 
     Raises:
-        StructureError: a network is no chain.
+        StructureError: a network is no chain, or its BatchNorm has no running statistics.
         ShapeError: they cannot be teacher and student, or their feature maps have different sizes.
         ConfigError: something unknown is wanted, or nothing.
         MemoryLimitError: one sample and one output take more.
-        DataError: there are no samples.
+        DataError: there are no samples, or batches are no tensors.
 
     Source:
         tian2019luck (arXiv 1905.13405), theorems 1 and 2, figure 10. Departure: nodes of convolutions are averaged
@@ -115,6 +115,7 @@ def modulation(
         raise ConfigError(f"Expected some of {', '.join(get_args(Quantity))}. Got {wanted}. Choose what to compute.")
     theirs, ours = chain(teacher), chain(student)
     require_pair(theirs, ours)
+    require_statistics(theirs, ours)
     sums = [_Sums({}) for _ in ours.layers]
     with torch.no_grad():
         for batch in pieces(inputs, _AT_ONCE):

@@ -1,6 +1,5 @@
 """runs: a teacher, its student and the source of their inputs, and how far the student has come."""
 
-import copy
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from thalweg.checkpoint import load_into
 from thalweg.errors import DataError, ShapeError
-from thalweg.teacher_student.stepping import Masks, Stepper
+from thalweg.teacher_student.stepping import Masks, Stepper, twin
 
 Source = Callable[[int], Tensor]
 """Draws inputs: called with a number of samples."""
@@ -88,8 +87,7 @@ class Run:
 
     def __init__(self, pair: Pair, make: Callable[[nn.Module], Stepper], batch_size: int) -> None:
         self.pair, self._make, self._batch_size = pair, make, batch_size
-        self._teacher = copy.deepcopy(pair.teacher).eval()
-        self._shown = copy.deepcopy(pair.student).eval()
+        self._teacher, self._shown = twin(pair.teacher).eval(), twin(pair.student).eval()
         self._stepper = make(pair.student)
         self._state = self._stepper.state()
         self._status: Literal["done", "diverged"] = "done"
@@ -113,16 +111,15 @@ class Run:
 
         Raises:
             DataError: inputs have another number, device or dtype than asked for.
-            ShapeError: the teacher's outputs have another shape than the student's.
+            ShapeError: the networks do not run on the inputs, or the teacher's outputs have another shape than the
+                student's.
         """
         start, taken, length = time.perf_counter(), 0, 1
         totals: list[Tensor] = []
         while self.is_going and taken < len(rates):
             inputs = self._inputs(1 if is_first and not taken else min(length, len(rates) - taken))
             with torch.no_grad():
-                targets = self._teacher(inputs)
-                if is_first and not taken:
-                    self._require_outputs(inputs, targets)
+                targets = self._first_targets(inputs) if is_first and not taken else self._teacher(inputs)
             length = max(1, _HELD // (self._batch_size * (inputs[0].numel() + targets[0].numel())))
             count = len(inputs) // self._batch_size
             totals.append(self._stepper.advance(inputs, targets, rates[taken : taken + count]))
@@ -185,14 +182,14 @@ class Run:
         }
 
     def take_up(
-        self, words: Mapping[str, Any], tensors: Mapping[str, Tensor], seen: Callable[[int], Mapping[str, Tensor]]
+        self, words: Mapping[str, Any], tensors: Mapping[str, Tensor], seen: Mapping[int, Mapping[str, Tensor]]
     ) -> None:
         """Go on from what `words` and `tensors` gave.
 
         Args:
             words: of it.
             tensors: of it.
-            seen: gives what was observed at a step.
+            seen: step -> what was observed at it.
         """
         device = next(iter(self._state.values())).device
         self._state = {name: tensors[f"state/{name}"].to(device) for name in self._state}
@@ -203,9 +200,9 @@ class Run:
         self._total, self._count, self._seconds = words["_total"], words["_count"], words["_seconds"]
         self._observations = []
         for step, names in zip(self._steps, words["names"], strict=False):  # none where nothing observes
-            found = seen(step) if names else {}
+            found = seen[step] if names else {}
             self._observations.append({name: found[f"{self.pair.place}/{name}"] for name in names})
-        module = copy.deepcopy(self.pair.student)
+        module = twin(self.pair.student)
         load_into(module, self._state)
         self._stepper = self._make(module)
 
@@ -220,13 +217,22 @@ class Run:
             )
         return inputs
 
-    def _require_outputs(self, inputs: Tensor, targets: Tensor) -> None:
-        made = self._shown(inputs[:1])
+    def _first_targets(self, inputs: Tensor) -> Tensor:
+        """Give the teacher's outputs, and see that all fits; of the whole batch, as a BatchNorm may need one."""
+        try:
+            targets, made = self._teacher(inputs), self._shown(inputs)
+        except RuntimeError as error:
+            raise ShapeError(
+                f"Expected inputs that teacher and student run on. Got {tuple(inputs.shape)}: {error}. Draw them of "
+                "the networks' shape."
+            ) from error
         if made.shape[1:] != targets.shape[1:]:
             raise ShapeError(
                 f"Expected a teacher and a student with outputs of one shape. Got {tuple(targets.shape[1:])} and "
                 f"{tuple(made.shape[1:])}. Build the student with the teacher's outputs."
             )
+        found: Tensor = targets
+        return found
 
 
 def _is_finite(value: Tensor) -> bool:

@@ -193,13 +193,13 @@ def overlap(
         0.0
     """
     found = modulation(teacher, teacher, pieces(inputs, _AT_ONCE), wanted=("d", "l"))
-    return tuple(Overlap(layer.name, _epsilon(layer.d), _epsilon(layer.l)) for layer in found)
+    return tuple(Overlap(layer.name, _epsilon(layer.d, layer.d), _epsilon(layer.l, layer.d)) for layer in found)
 
 
-def _epsilon(moments: Tensor | None) -> float:
-    if moments is None:
+def _epsilon(moments: Tensor | None, gates: Tensor | None) -> float:
+    if moments is None or gates is None:
         raise DataError("Expected D and L. Got none. Ask for them.")
-    alive = moments.diagonal() > 0
+    alive = (gates.diagonal() > 0) & (moments.diagonal() != 0)  # BatchNorm gives a dead node a constant
     moments = moments[alive][:, alive]
     own = moments.diagonal()
     if len(own) < 2:

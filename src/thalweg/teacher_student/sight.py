@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._pytree import tree_leaves
 
 from thalweg.batching import num_samples, pieces
-from thalweg.errors import DataError, MemoryLimitError, NumericalError, StructureError
+from thalweg.errors import DataError, MemoryLimitError, NumericalError, StructureError, ThalwegError
 from thalweg.precision import copied, placed
 from thalweg.structure import View, trace
 from thalweg.structure.places import Place, Seen, of_units, places_of, seen_at
@@ -61,8 +62,10 @@ class Sight:
             view: of the module. Default: traced on the example.
 
         Raises:
-            StructureError: it does not run on the example.
+            StructureError: it does not run on the example, or the view is of another network.
         """
+        if view is not None:
+            _require_view(module, name, view)
         try:
             view = view or trace(module, example)
             device, dtype = _device(module), _dtype(module)
@@ -92,12 +95,22 @@ class Sight:
 
         Raises:
             NumericalError: activations that are not finite.
+            StructureError: the network does not run on them.
         """
         own = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
         inputs = placed(inputs, device=_device(self.module), dtype=_dtype(self.module))
         wanted = set(groups)
         everywhere = {place for group in wanted for place in self.places[group]}
-        seen = seen_at(self.module, own, inputs, everywhere)
+        try:
+            seen = seen_at(self.module, own, inputs, everywhere)
+        except (ThalwegError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever a user's module raises
+            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            raise StructureError(
+                f"Expected a network that runs on all data. Got of {self.name}: {reason}. Check that all batches are "
+                "of the form of the first."
+            ) from error
         found = {}
         for group in (g for g in self.groups if g in wanted):
             own_group = self.view.group(group)
@@ -108,6 +121,18 @@ class Sight:
                     "Check its weights and the scale of the data."
                 )
         return found
+
+
+def _require_view(module: nn.Module, name: str, view: View) -> None:
+    own = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
+    for key, trees in view.axes.items():
+        shape = tuple(own[key].shape) if key in own else None
+        if shape != tuple(tree.size for tree in trees):
+            raise StructureError(
+                f"Expected {name} with the tensors of its view, {key} of {tuple(tree.size for tree in trees)}. Got "
+                f"{'none' if shape is None else shape}. An earlier B has the layers and widths of B; views are those "
+                "of A and B, in this order."
+            )
 
 
 def _device(module: nn.Module) -> torch.device:
@@ -232,14 +257,16 @@ def correlated(
 
     Raises:
         NumericalError: activations that are not finite.
+        StructureError: a network does not run on a batch.
         DataError: a batch is of another form.
     """
+    sizes: dict[tuple[Any, ...], float] = {}
     moments: dict[Pair, list[list[CrossMoments]]] = {pair: [[] for _ in others] for pair in pairs}
     total = len(batches) if hasattr(batches, "__len__") else 0
     count = 0
     with torch.no_grad():
         for number, batch in enumerate(batches):
-            for inputs, size in _cut(batch, [a, *others], pairs):
+            for inputs, size in _cut(batch, [a, *others], pairs, sizes):
                 count += size
                 ours = a.see(inputs, {one for one, _ in pairs})
                 for place, other in enumerate(others):
@@ -266,8 +293,13 @@ def _settled(moments: Sequence[CrossMoments]) -> Found:
     return Found(correlation, (alive[0], alive[1]), moments[0].count)
 
 
-def _cut(batch: Any, sights: Sequence[Sight], pairs: Sequence[Pair]) -> Iterator[tuple[Any, int]]:
-    """Cut a batch so that its activations take little memory; one that cannot be cut stays whole."""
+def _cut(
+    batch: Any, sights: Sequence[Sight], pairs: Sequence[Pair], sizes: dict[tuple[Any, ...], float]
+) -> Iterator[tuple[Any, int]]:
+    """Cut a batch so that its activations take little memory; one that cannot be cut stays whole.
+
+    What a sample takes is measured once for each shape of inputs, and noted in `sizes`.
+    """
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         raise DataError(
             f"Expected batches (inputs, targets). Got a {type(batch).__name__}. Give pairs; targets are not used."
@@ -277,10 +309,13 @@ def _cut(batch: Any, sights: Sequence[Sight], pairs: Sequence[Pair]) -> Iterator
     except DataError:
         yield batch[0], 1
         return
-    few = next(pieces(tuple(batch), min(size, 2)))
-    groups = [{pair[min(place, 1)] for pair in pairs} for place in range(len(sights))]
-    seen = [at for sight, own in zip(sights[:2], groups, strict=False) for at in _all(sight.see(few[0], own))]
-    bytes_each = 8 * sum(at.values.numel() for at in seen) / num_samples(few)
+    shapes = tuple(tuple(leaf.shape[1:]) for leaf in tree_leaves(batch[0]) if isinstance(leaf, Tensor))
+    if shapes not in sizes:
+        few = next(pieces(tuple(batch), min(size, 2)))
+        groups = [{pair[min(place, 1)] for pair in pairs} for place in range(len(sights))]
+        seen = [at for sight, own in zip(sights[:2], groups, strict=False) for at in _all(sight.see(few[0], own))]
+        sizes[shapes] = 8 * sum(at.values.numel() for at in seen) / num_samples(few)
+    bytes_each = sizes[shapes]
     for inputs, targets in pieces(tuple(batch), max(1, int(_PIECE / max(bytes_each, 1)))):
         yield inputs, num_samples((inputs, targets))
 

@@ -1,12 +1,13 @@
 """stepping: one student in training, advanced by autograd; the fused engine has the same two doors."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from thalweg.precision import copied
 
 Masks = Mapping[str, Tensor]
 
@@ -33,6 +34,15 @@ class Stepper(Protocol):
         ...
 
 
+def twin(module: nn.Module) -> nn.Module:
+    """Copy a module as it is, also one that `torch.nn.utils.prune` has gone over.
+
+    Raises:
+        StructureError: it holds what cannot be copied.
+    """
+    return copied(module, device=next((t.device for t in module.state_dict().values()), "cpu"))
+
+
 class AutogradStepper:
     """Any module, by autograd.
 
@@ -42,10 +52,10 @@ class AutogradStepper:
     """
 
     def __init__(self, student: nn.Module, masks: Masks) -> None:
-        self._module = copy.deepcopy(student).train()
+        self._module = twin(student).train()
         self._params = [p for p in self._module.parameters() if p.requires_grad]
         named = dict(self._module.named_parameters())
-        self._masked = [(named[name], mask) for name, mask in masks.items()]
+        self._masked = [(named[name], mask.to(named[name].device)) for name, mask in masks.items()]
         self._mask()
 
     def advance(self, inputs: Tensor, targets: Tensor, rates: Sequence[float]) -> Tensor:

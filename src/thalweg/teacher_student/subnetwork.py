@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 from jaxtyping import Int
 from torch import Tensor, nn
+from torch import bool as bool_
 
-from thalweg.errors import ShapeError
+from thalweg.errors import ShapeError, StructureError
 from thalweg.teacher_student.chain import BatchNorm, Chain, LinearMap, chain
 
 
@@ -21,7 +22,7 @@ def subnetwork(student: nn.Module, kept: Sequence[Int[Tensor, " _"]]) -> nn.Sequ
         A network of the same layers, narrower, in the student's mode.
 
     Raises:
-        StructureError: the network is no chain.
+        StructureError: the network is no chain, or has convolutions with groups.
         ShapeError: there are not as many lists as hidden layers, or one is empty, repeats a node or names none.
 
     Example:
@@ -83,9 +84,21 @@ def _require_nodes(read: Chain, kept: Sequence[Tensor]) -> None:
         raise ShapeError(
             f"Expected nodes for each of {len(read.layers)} hidden layers. Got {len(kept)} lists. Pass one a layer."
         )
+    for layer in read.layers:
+        if getattr(layer.linear, "groups", 1) > 1:
+            raise StructureError(
+                f"Expected convolutions without groups. Got {layer.linear.groups} in {layer.name!r}, each of which "
+                "reads nodes of its own. Build the network without groups."
+            )
     for layer, nodes in zip(read.layers, kept, strict=True):
         numbers = nodes.tolist()
-        if not numbers or len(set(numbers)) < len(numbers) or min(numbers) < 0 or max(numbers) >= layer.width:
+        if (
+            nodes.dtype == bool_
+            or not numbers
+            or len(set(numbers)) < len(numbers)
+            or min(numbers) < 0
+            or max(numbers) >= layer.width
+        ):
             raise ShapeError(
                 f"Expected different nodes out of {layer.width} for {layer.name!r}. Got {numbers}. Check the numbers."
             )

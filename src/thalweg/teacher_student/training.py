@@ -60,7 +60,8 @@ def train_students(  # noqa: PLR0913 - the pairs, and one keyword for each choic
         engine: "fused" writes forward and backward of fully connected chains as their products, without autograd;
             "autograd" takes any module; "auto" takes the first where it can. Both agree to rounding.
         keep: folder for the state at each observation, from which the same call goes on; sources must have `state`
-            and `load_state`. Remove it when the training is over.
+            and `load_state`. Data that `observe` holds do not tell one training from another. Remove the folder when
+            the training is over.
         progress: called with the share of the work and a text.
 
     Returns:
@@ -68,10 +69,11 @@ def train_students(  # noqa: PLR0913 - the pairs, and one keyword for each choic
 
     Raises:
         ConfigError: a number out of range, an unknown engine, or sources that cannot be kept.
-        ShapeError: the lists differ in length, students in architecture, a teacher's outputs from its student's, or
-            masks from the parameters.
-        StructureError: a student drops at random, or "fused" was asked for and is not possible.
-        DataError: networks and inputs do not lie on one device.
+        ShapeError: the lists differ in length, students in architecture, a teacher's outputs from its student's,
+            masks from the parameters, or inputs from what the networks read.
+        StructureError: a student drops at random or has nothing to train, a teacher's BatchNorm has no running
+            statistics, or "fused" was asked for and is not possible.
+        DataError: networks and inputs do not lie on one device, or have several floating types.
         CheckpointError: `keep` cannot be written.
 
     Source:
@@ -97,7 +99,9 @@ def train_students(  # noqa: PLR0913 - the pairs, and one keyword for each choic
     kept, done = None, -1
     if keep is not None:
         _require_states(sources)
-        settings = (batch_size, marks, observe, chosen, *map(worded, (*teachers, *students)))
+        trained = [[name for name, p in pair.student.named_parameters() if p.requires_grad] for pair in pairs]
+        masked = [list(pair.masks) for pair in pairs]
+        settings = (batch_size, marks, observe, chosen, trained, masked, *map(worded, (*teachers, *students)))
         kept = KeptFalls(keep, falls_name(settings, _deciding(pairs, rates, batch_size)))
         done = _taken_up(kept, runs)
     told = _Told(progress, steps, len(runs))
@@ -184,21 +188,38 @@ def _pairs(
 
 def _require_trainable(pairs: Sequence[Pair], batch_size: int) -> None:
     modules = [module for pair in pairs for module in (pair.teacher, pair.student)]
-    devices = {str(tensor.device) for module in modules for tensor in module.state_dict().values()}
-    if len(devices) > 1:
-        raise DataError(
-            f"Expected all teachers and students on one device. Got {', '.join(sorted(devices))}. "
-            "Move them with module.to(device)."
-        )
+    tensors = [tensor for module in modules for tensor in module.state_dict().values()]
+    devices = {str(tensor.device) for tensor in tensors}
+    firsts = [next((p for p in module.parameters() if p.is_floating_point()), None) for module in modules]
+    types = {str(param.dtype) for param in firsts if param is not None}
+    for found, word, remedy in ((devices, "on one device", "device"), (types, "of one floating type", "dtype")):
+        if len(found) > 1:
+            raise DataError(
+                f"Expected all teachers and students {word}. Got {', '.join(sorted(found))}. "
+                f"Move them with module.to({remedy})."
+            )
+    for pair in pairs:
+        _require_parts(pair)
     parts = list(pairs[0].student.modules())
-    if any(isinstance(part, _Dropout) and part.p > 0 for part in parts):
-        raise StructureError(
-            "Expected a student without dropout. Got one that drops. Set its p to 0, or leave it out."
-        )
     has_norm = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in parts)
     if batch_size < 1 + has_norm:
         raise ConfigError(
             f"Expected a batch size of at least {1 + has_norm}. Got {batch_size}. Choose one such as 64."
+        )
+
+
+def _require_parts(pair: Pair) -> None:
+    if any(isinstance(part, _Dropout) and part.p > 0 for part in pair.student.modules()):
+        raise StructureError(
+            "Expected a student without dropout. Got one that drops. Set its p to 0, or leave it out."
+        )
+    if not any(p.requires_grad for p in pair.student.parameters()):
+        raise StructureError("Expected a student with parameters to train. Got none. Set requires_grad of some.")
+    norms = [part for part in pair.teacher.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    if any(norm.running_mean is None for norm in norms):
+        raise StructureError(
+            "Expected a teacher whose BatchNorms have running statistics. Got one without. "
+            "Build it with track_running_stats=True."
         )
 
 
@@ -248,12 +269,13 @@ def _taken_up(kept: KeptFalls, runs: Sequence[Run]) -> int:
     if found is None:
         return -1
     step, tensors, words = found
+    steps = {at for own in words for at, names in zip(own["_steps"], own["names"], strict=False) if names}
     try:
-        seen = functools.cache(kept.observed)
-        for run, own in zip(runs, words, strict=True):
-            prefix = f"{run.pair.place}/"
-            ours = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-            run.take_up(own, ours, seen)
+        seen = {at: kept.observed(at) for at in sorted(steps)}  # all of them, before any run is changed
     except CheckpointError:  # observations are gone
         return -1
+    for run, own in zip(runs, words, strict=True):
+        prefix = f"{run.pair.place}/"
+        ours = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        run.take_up(own, ours, seen)
     return step

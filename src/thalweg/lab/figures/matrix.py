@@ -192,7 +192,8 @@ def _axis(names: list[str], title: str) -> dict[str, Any]:
     fewest = 1 if len(names) <= _MAX_NAMES else 2 * len(names) / _MAX_NAMES
     shown = names[:: next(step for step in steps if step >= fewest)]
     ticks = {"tickmode": "array", "tickvals": shown, "ticktext": shown}
-    return {"type": "category", "title": {"text": label(title)}, "showgrid": False, "constrain": "domain"} | ticks
+    heading = {"text": label(title), "standoff": 18}  # else it runs into the names where a side is cut short
+    return {"type": "category", "title": heading, "showgrid": False, "constrain": "domain"} | ticks
 
 
 def _square(height: int, width: int) -> dict[str, Any]:

@@ -19,17 +19,18 @@ if TYPE_CHECKING:
 Kind = Literal["fc", "cnn"]
 Norm = Literal["none", "after_relu", "before_relu"]
 WORDS: dict[Norm, str] = {"none": "without BN", "after_relu": "with BN", "before_relu": "BN before ReLU"}
-_AT_ONCE = 1024  # samples that are evaluated at once, chosen by us
+# Chosen by us: samples that are evaluated at once, and bytes that their activations take at most.
+_AT_ONCE, _BYTES = 1024, 2**30
 
 
 class FallPreset(Preset):
     """What the recipes on Gaussian inputs share: teachers, students, and how these learn."""
 
-    fc_widths: tuple[int, ...] = (50, 75, 100, 125)
+    fc_widths: tuple[int, ...] = Field(default=(50, 75, 100, 125), min_length=1)
     """Nodes of the fully connected teacher (the paper)."""
     num_inputs: int = Field(default=20, ge=1)
     """Features of its inputs (the paper)."""
-    cnn_channels: tuple[int, ...] = (64, 64, 64, 64)
+    cnn_channels: tuple[int, ...] = Field(default=(64, 64, 64, 64), min_length=1)
     """Channels of the convolutional teacher (the paper)."""
     image_size: int = Field(default=16, ge=3)
     """Height and width of its inputs (the paper)."""
@@ -160,7 +161,7 @@ def fall(
         share: of the run's progress.
         name: of the setting.
         folder: where the training goes on after an interruption.
-        observed: only so many looks, evenly spread, start and end among them. None: every epoch.
+        observed: only so many looks, at least 2, evenly spread, start and end among them. None: every epoch.
 
     Raises:
         NumericalError: a training diverged.
@@ -210,13 +211,14 @@ class Watch:
         from thalweg.teacher_student import best_students, correlations, ranks
 
         teacher, x = self.pairs.teachers[k], self.pairs.evaluations[k]
+        size = at_once(student, x)
         seen: dict[str, Tensor] = {}
-        for place, rho in enumerate(correlations(teacher, student, x)):
+        for place, rho in enumerate(correlations(teacher, student, x, batch_size=size)):
             seen[f"best_{place}"] = rho.amax(0)
             seen[f"winner_{place}"] = best_students(rho)
             seen[f"rank_{place}"] = ranks(rho).to(torch.int16)
             seen[f"read_{place}"] = fan_out(student, place)
-        outputs, wanted = (outputs_of(net, x) for net in (student, teacher))
+        outputs, wanted = (outputs_of(net, x, size) for net in (student, teacher))
         seen["loss"] = (outputs - wanted).square().mean()
         seen["agreement"] = (outputs.argmax(1) == wanted.argmax(1)).double().mean()
         if self.pairs.labels is not None:
@@ -226,14 +228,26 @@ class Watch:
         return seen
 
 
-def outputs_of(net: "nn.Module", x: "Tensor") -> "Tensor":
-    """Run a network in eval mode on all inputs, in pieces; outputs come in double precision."""
+def at_once(student: "nn.Module", x: "Tensor") -> int:
+    """Choose how many samples are evaluated at once, fewer where feature maps are large; it decides no result."""
     import torch
 
     from thalweg.teacher_student import chain
 
     with torch.no_grad():
-        return torch.cat([chain(net).trace(piece).outputs for piece in torch.split(x, _AT_ONCE)]).double()
+        numbers = sum(f.numel() for f in chain(student).trace(x[:1]).activations)
+    each = 9 * numbers  # bytes of a sample: two numbers in single precision for each node and position, and a gate
+    return max(1, min(_AT_ONCE, _BYTES // each))
+
+
+def outputs_of(net: "nn.Module", x: "Tensor", size: int = _AT_ONCE) -> "Tensor":
+    """Run a network in eval mode on all inputs, in pieces of a size; outputs come in double precision."""
+    import torch
+
+    from thalweg.teacher_student import chain
+
+    with torch.no_grad():
+        return torch.cat([chain(net).trace(piece).outputs for piece in torch.split(x, size)]).double()
 
 
 def fan_out(student: "nn.Module", place: int) -> "Tensor":

@@ -7,9 +7,9 @@ same runs.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from thalweg.lab.claims import Claim
 from thalweg.lab.parts import Share, part
@@ -24,32 +24,50 @@ if TYPE_CHECKING:
 
     from thalweg.lab.figures import Figure
 
+_CLASSES = 10  # of both data sets
+
 
 class Figure8Preset(FallPreset):
     """Parameters of the runs: teachers and students are fully connected, convolutional, or both."""
 
+    num_outputs: int = _CLASSES
+    """Outputs: one a class."""
     data: Literal["cifar10", "digits"] = "cifar10"
     """Images; scikit-learn's digits for what must take seconds."""
     num_train: int = Field(default=50_000, ge=1)
-    """Images to train on, the first of the set."""
+    """Images to train on, the first of the set (of the digits that are not tested on)."""
     num_test: int = Field(default=10_000, ge=1)
-    """Images to test on: correlations, losses and accuracies are of these."""
+    """Images to test on: correlations, losses and accuracies are of these. At most a quarter of the digits."""
     images_shrunk_to: int | None = None
     """Height and width that images are shrunk to. None: as they are."""
     augment: bool = True
     """Shift and mirror the students' images at random (the authors' code)."""
-    kinds: tuple[Kind, ...] = ("fc", "cnn")
+    kinds: tuple[Kind, ...] = Field(default=("fc", "cnn"), min_length=1)
     """Networks to run (the paper: both)."""
-    norms: tuple[Norm, ...] = ("none", "after_relu")
+    norms: tuple[Norm, ...] = Field(default=("none", "after_relu"), min_length=1)
     """Where the students' BatchNorm stands (the paper: nowhere, and after the ReLU)."""
     teacher_epochs: int = Field(default=40, ge=1)
     """Of the teachers, which have BatchNorm after the ReLU (unknown; ours)."""
     teacher_learning_rate: float = Field(default=0.05, gt=0)
     """Of the teachers: SGD with momentum 0.9, falling to 0 by a cosine (unknown; ours)."""
 
+    @model_validator(mode="after")
+    def _is_of_images(self) -> Self:
+        """Refuse what is of Gaussian inputs: a run would pass over it."""
+        for name in ("num_inputs", "image_size", "std", "eval_samples"):
+            usual, own = type(self).model_fields[name].default, getattr(self, name)
+            if own != usual:
+                raise ValueError(
+                    f"Expected {name}={usual:g}, which is of Gaussian inputs. Got {own:g}. Leave it; images are "
+                    "chosen by images_shrunk_to, num_train and num_test."
+                )
+        if self.num_outputs != _CLASSES:
+            raise ValueError(f"Expected num_outputs={_CLASSES}, one a class. Got {self.num_outputs}. Leave it.")
+        return self
 
-PAPER = Figure8Preset(num_outputs=10, epoch_samples=50_000)
-# Chosen by us: half the paper's FC teacher and a fortieth of its convolutional one's weights, on images of 16×16.
+
+PAPER = Figure8Preset(epoch_samples=50_000)
+# Chosen by us: half the widths of the paper's FC teacher, an eighth of its convolutional one's, images of 14×14.
 CPU = PAPER.model_copy(
     update={
         "fc_widths": (25, 40, 50, 60),
@@ -92,8 +110,10 @@ def run(preset: Figure8Preset, context: Context) -> Outcome:
         for name, rows in found.items():
             tables[name].extend(rows)
     means = by_epoch(tables["layers"])
-    kept = {} if preset.data == "digits" else measured(means, tables["students"])
-    return Outcome(tables={**tables, "by_epoch": means}, measured=kept)
+    found = measured(means, tables["students"])
+    if preset.data == "digits":  # they are no test of what is said about photographs
+        found = {"grows": found["grows"]}
+    return Outcome(tables={**tables, "by_epoch": means}, measured=found)
 
 
 def _images(preset: Figure8Preset, context: Context) -> "tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]":
@@ -105,7 +125,8 @@ def _images(preset: Figure8Preset, context: Context) -> "tuple[tuple[Tensor, Ten
     if preset.data == "digits":
         whole = digits(dtype=torch.float32)
         places = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0))
-        sets = whole.select(places[: preset.num_train]), whole.select(places[-preset.num_test :])
+        last = len(whole) - min(preset.num_test, len(whole) // 4)  # no image is in both sets
+        sets = whole.select(places[:last][: preset.num_train]), whole.select(places[last:])
         return tuple((s.inputs.reshape(len(s), 1, 8, 8), s.targets) for s in sets)  # type: ignore[return-value]
     options: dict[str, Any] = {
         "data_root": context.data_root,
@@ -167,11 +188,11 @@ def _built(preset: Figure8Preset, kind: Kind, inputs: "Tensor") -> "nn.Module":
         if kind == "fc":
             features = inputs[0].numel()
             return nets.relu_mlp(
-                preset.fc_widths, num_inputs=features, num_outputs=10, norm="after_relu", affine=True
+                preset.fc_widths, num_inputs=features, num_outputs=_CLASSES, norm="after_relu", affine=True
             )
         channels, size = int(inputs.shape[1]), int(inputs.shape[-1])
         return nets.relu_cnn(
-            preset.cnn_channels, image_size=size, in_channels=channels, num_outputs=10, norm="after_relu"
+            preset.cnn_channels, image_size=size, in_channels=channels, num_outputs=_CLASSES, norm="after_relu"
         )
 
 

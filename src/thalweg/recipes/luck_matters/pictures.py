@@ -78,12 +78,14 @@ def fan_out_figures(means: Table) -> "list[Figure]":
     """Draw how much the nodes of the top hidden layer are read: winners, and all others."""
     from thalweg.lab.figures import curves
 
-    top = max(row["layer"] for row in means)
+    tops = {row["setting"]: 0 for row in means}
+    for row in means:
+        tops[row["setting"]] = max(tops[row["setting"]], row["layer"])
     rows = [
         {"epoch": row["epoch"], "line": f"{row['setting']}: {words}", "norm": row[name]}
         for words, name in (("winners", "fan_out_winners"), ("others", "fan_out_others"))
         for row in means
-        if row["layer"] == top and row.get(name) is not None
+        if row["layer"] == tops[row["setting"]] and row.get(name) is not None
     ]
     return [
         curves(
