@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tests.cli.user import refused, user_folder
 from torch import nn
 
@@ -62,6 +62,7 @@ def own_files(user_folder):
         "four.pt": own("four_inputs", seed=6),
     }.items():
         torch.save(net.state_dict(), file)
+    save_file(own("net", seed=2).state_dict(), "own.safetensors")
     yield
     sys.modules.pop("own", None)
 
@@ -154,7 +155,8 @@ def test_names_of_files_are_escaped_on_the_page(capsys):
         (f"{WORDS} --layers 0", "Name both groups"),
         (f"{WORDS} --layers 0=7", "'7'"),
         (f"{WORDS} --out b.pt", "Rename"),
-        (f"{WORDS} --out own.safetensors --report b.pt", ".html"),
+        (f"{WORDS} --out new.safetensors --report b.pt", ".html"),
+        (f"{WORDS} --earlier own.safetensors --out own.safetensors --force", "differ"),
         (f"{WORDS} --samples 500", "at most 120"),
         (f"{WORDS} --model-b own.py:net --net-b MLP", "Got both"),
         ("match a.pt b.pt --data own.py:data", "Got neither"),

@@ -121,7 +121,7 @@ def test_the_content_of_the_file_names_the_run() -> None:
 
 
 def test_the_command_counts_a_file(capsys: pytest.CaptureFixture[str]) -> None:
-    file = saved("my net.pt", (-1.0, 1.0), (-1.0, -2.0))
+    file = saved("a: mÿ # net \U0001f600.pt", (-1.0, 1.0), (-1.0, -2.0))
     assert main([*COMMAND, "--checkpoint", file, "--json"]) == 0
     first = json.loads(capsys.readouterr().out)
     assert [claim["verdict"] for claim in first["claims"]] == ["holds", "holds"]

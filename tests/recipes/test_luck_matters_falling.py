@@ -8,6 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from thalweg.cli.app import main
 from thalweg.lab.claims import judge
 from thalweg.lab.recipe import Context
 from thalweg.lab.tables import Table
@@ -250,7 +251,13 @@ def test_each_claim_of_figure_10_holds_and_fails(fails: set[str], values: Any) -
 
 def test_one_teacher_node_has_no_ratio() -> None:
     preset = TINY[figure_10].model_copy(
-        update={"fc_widths": (1, 1), "num_outputs": 2, "epoch_samples": 100_000, "batch_size": 50_000}
+        update={
+            "fc_widths": (1, 1),
+            "num_outputs": 2,
+            "epoch_samples": 100_000,
+            "batch_size": 50_000,
+            "eval_samples": 32,
+        }
     )
     outcome = figure_10.run(preset, Context())
     assert {row["ratio"] for row in outcome.tables["ratios"]} == {None}
@@ -292,3 +299,15 @@ def test_no_digit_is_trained_and_tested_on() -> None:
 def test_what_a_run_could_not_use_is_refused(preset: Any, changes: Any, words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         preset(**changes)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["luck_matters/figure_8", "quick", "image_size=24"], "error: Expected image_size=16, which is of Gaussian "),
+        (["luck_matters/figure_7", "quick", "kinds=[]"], "error: kinds: Expected at least 1 item, not 0. Got []."),
+    ],
+)
+def test_what_is_refused_is_said_in_a_line(words: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", *words]) == 2
+    assert capsys.readouterr().err.startswith(line)

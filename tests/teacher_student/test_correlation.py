@@ -110,7 +110,7 @@ def test_refuses_what_it_cannot_correlate() -> None:
     with pytest.raises(DataError, match="Expected samples"):
         correlations(teacher, student, drawn(0, 4))
     with pytest.raises(DataError, match="Leave targets out"):
-        correlations(teacher, student, [[drawn(5, 4), drawn(5, 3)]])
+        correlations(teacher, student, iter([[drawn(5, 4), drawn(5, 3)]]))
     with pytest.raises(DataError, match="Expected samples"):
         CrossMoments().varying()
     with pytest.raises(ShapeError, match="as many samples"):

@@ -200,6 +200,10 @@ X = noise(8, 3)
     [
         ({"layers": "nearest"}, ConfigError, "Expected layers"),
         ({"layers": [("0", 1)]}, ConfigError, "as pairs"),
+        ({"layers": []}, ConfigError, "at least one"),
+        ({"batch_size": 0}, ConfigError, "batch size of at least 1"),
+        ({"batch_size": -1}, ConfigError, "batch size of at least 1"),
+        ({"data": [(X, X), (X[:, :2], X)]}, StructureError, "Got of A: RuntimeError"),
         ({"layers": [("0", "9")]}, StructureError, "groups 0, 2 of B"),
         ({"b": mlp(4), "layers": "in order"}, StructureError, "Got 2 and 1"),
         ({"b": nn.Linear(3, 2)}, StructureError, "Got none"),

@@ -69,5 +69,8 @@ def test_refuses_other_networks_and_too_few_lists() -> None:
     grouped = nn.Sequential(nn.Conv2d(2, 4, 2, groups=2), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
     with pytest.raises(StructureError, match="without groups"):
         subnetwork(grouped, [torch.tensor([0, 1])])
+    tied = nn.Linear(3, 3)
+    with pytest.raises(StructureError, match="one twice"):
+        subnetwork(nn.Sequential(tied, nn.ReLU(), tied, nn.ReLU(), nn.Linear(3, 1)), [torch.tensor([0])] * 2)
     with pytest.raises(StructureError):
         subnetwork(nn.Linear(2, 2), [])

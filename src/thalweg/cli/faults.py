@@ -45,10 +45,11 @@ def _worded(problem: Any, names: tuple[str, ...], source: str) -> str:
         hint = did_you_mean(field, names)
         return f"{field}: Expected one of {', '.join(names)}. Got {field!r}. {hint or f'See {source}.'}"
     message = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    message = message.rpartition(" should have ")[2].replace(" after validation", "")  # what is too short or too long
     if problem["type"] == "missing":
         return f"{field}: Expected a value. Got none. Write {field}=…"
     if message.startswith("Expected "):  # an error of ours, whole
-        return f"{field}: {message}"
+        return f"{field}: {message}" if field else message  # without one: of several fields together
     return f"{field}: Expected {message}. Got {problem['input']!r}."
 
 

@@ -96,7 +96,7 @@ def _named(checkpoint: Path | None, recipe: "Recipe", preset: str) -> list[str]:
             f"Expected a recipe that takes a checkpoint, such as luck_matters/figure_6. Got {recipe.name!r}. "
             "Leave out --checkpoint."
         )
-    return [f"checkpoint={json.dumps(str(checkpoint))}"]
+    return [f"checkpoint={json.dumps(str(checkpoint), ensure_ascii=False)}"]  # YAML pairs no surrogates
 
 
 def _report_path(store: "Store", runs: "list[Run]") -> Path:

@@ -191,7 +191,8 @@ def pieces(inputs: Tensor | Iterable[Tensor], batch_size: int) -> Iterator[Tenso
     for piece in torch.split(inputs, batch_size) if isinstance(inputs, Tensor) else inputs:
         if not isinstance(piece, Tensor):
             raise DataError(
-                f"Expected tensors as batches. Got a {type(piece).__name__}. Leave targets out: (x for x, _ in loader)."
+                f"Expected tensors as batches. Got a {type(piece).__name__}. "
+                "Leave targets out: (x for x, _ in loader)."
             )
         yield piece
 

@@ -22,7 +22,7 @@ def subnetwork(student: nn.Module, kept: Sequence[Int[Tensor, " _"]]) -> nn.Sequ
         A network of the same layers, narrower, in the student's mode.
 
     Raises:
-        StructureError: the network is no chain, or has convolutions with groups.
+        StructureError: the network is no chain, has convolutions with groups, or a layer twice.
         ShapeError: there are not as many lists as hidden layers, or one is empty, repeats a node or names none.
 
     Example:
@@ -83,6 +83,10 @@ def _require_nodes(read: Chain, kept: Sequence[Tensor]) -> None:
     if len(kept) != len(read.layers):
         raise ShapeError(
             f"Expected nodes for each of {len(read.layers)} hidden layers. Got {len(kept)} lists. Pass one a layer."
+        )
+    if len({id(layer.linear) for layer in read.layers}) < len(read.layers):
+        raise StructureError(
+            "Expected layers of their own. Got one twice. Copy it, so that each can lose other nodes."
         )
     for layer in read.layers:
         if getattr(layer.linear, "groups", 1) > 1:
