@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from thalweg.cli.app import main
-from thalweg.errors import CheckpointError, DataError
+from thalweg.errors import CheckpointError, ConfigError, DataError
 from thalweg.lab.claims import judge
+from thalweg.lab.figures import histograms
 from thalweg.lab.recipe import Context
 from thalweg.lab.runs.identity import run_id
 from thalweg.recipes.luck_matters import bias_counts, figure_6
@@ -105,6 +106,11 @@ def test_bins_split_at_zero_and_exact_zeros_stand_apart() -> None:
     assert [row["count"] for row in rows if row["low"] == row["high"]] == [1]
     none = bias_counts.histogram_rows({"a": (Biases("n", (0.0, 0.0)),)})
     assert sum(row["count"] for row in none) == 2
+
+
+def test_a_bin_around_zero_has_no_sign() -> None:
+    with pytest.raises(ConfigError, match="Make 0 an edge"):
+        histograms([{"panel": "a", "low": -1.0, "high": 1.0, "count": 2}], id="h", title="t", caption="c")
 
 
 def test_the_content_of_the_file_names_the_run() -> None:

@@ -1,8 +1,11 @@
 """Theorem 5's recipe in its quick size: what is tested holds, and its claims can fail."""
 
+import pytest
+from pydantic import ValidationError
+
 from thalweg.lab.claims import judge
 from thalweg.lab.recipe import Context
-from thalweg.recipes.luck_matters.theorem_5 import RECIPE
+from thalweg.recipes.luck_matters.theorem_5 import RECIPE, Theorem5Preset
 
 TESTED = {"unlucky", "lucky", "theorem_4", "orthogonal", "conserved"}
 
@@ -33,3 +36,9 @@ def test_claims_can_fail_and_a_vacuous_bound_tests_nothing():
     }
     verdicts = {result.id: result.verdict for result in judge(RECIPE.claims, measured)}
     assert verdicts == {name: "untested" if name == "theorem_4" else "fails" for name in verdicts}
+
+
+@pytest.mark.parametrize("sizes", [{"students": 3}, {"teachers": 6}, {"num_inputs": 5}])
+def test_sizes_that_leave_no_unlucky_student_are_refused_before_anything_runs(sizes):
+    with pytest.raises(ValidationError, match="Expected teachers < students <= num_inputs"):
+        Theorem5Preset(**sizes)

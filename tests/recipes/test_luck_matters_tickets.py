@@ -182,6 +182,7 @@ def test_claims_of_the_lottery_are_about_the_ends_of_the_intervals() -> None:
     found = {c.id: c.verdict for c in judge(lottery.RECIPE.claims, lottery.measured(good + wide))}
     assert (found["reset_as_well_1"], found["anew_worse_1"], found["others_worse_1"]) == ("holds", "holds", "fails")
     assert found["reset_as_well_3"] == "untested"
+    assert lottery.measured([row | {"size": 4} for row in good]) == {}  # no claim is about it
 
 
 def test_claims_of_pruning_take_each_state_and_norm_by_itself() -> None:
@@ -197,7 +198,7 @@ def test_claims_of_pruning_take_each_state_and_norm_by_itself() -> None:
     assert (verdicts["pruned"], verdicts["again_norm"], verdicts["again"]) == ("holds", "fails", "untested")
 
 
-@pytest.mark.parametrize("sizes", [(), (0,), (1, 6)])
+@pytest.mark.parametrize("sizes", [(), (0,), (1, 6), (1, 1)])
 def test_sizes_that_leave_no_others_are_refused(sizes: tuple[int, ...]) -> None:
     with pytest.raises(ValidationError, match="Expected sizes from 1 to half of factor=10"):
         LotteryPreset(sizes=sizes)
@@ -207,3 +208,9 @@ def test_sizes_that_leave_no_others_are_refused(sizes: tuple[int, ...]) -> None:
 def test_multiples_beyond_the_student_are_refused(multiples: tuple[float, ...]) -> None:
     with pytest.raises(ValidationError, match="Expected multiples above 0 and up to factor=10"):
         PruningPreset(multiples=multiples)
+
+
+@pytest.mark.parametrize("twice", [{"norms": ("none", "none")}, {"multiples": (1.0, 1.0)}, {"norms": ()}])
+def test_pruning_counts_nothing_twice(twice: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="each of norms and multiples once"):
+        PruningPreset(**twice)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from thalweg.errors import ConfigError, NumericalError, StructureError
+from thalweg.errors import ConfigError, NumericalError, ShapeError, StructureError
 from thalweg.nets import relu_cnn, relu_mlp, teacher_init_
 from thalweg.teacher_student import norm_drift, radial_gradients, without_biases_
 
@@ -103,8 +103,26 @@ def test_without_batchnorm_the_drift_does_not_fall_with_the_step():
     assert min(drift.drifts) > 1e-3
 
 
+def test_norms_without_running_statistics_and_in_single_precision():
+    net, x = network("fc", "before_relu")
+    for norm in (net.norm1, net.norm2):
+        norm.track_running_stats, norm.momentum, norm.running_mean, norm.running_var = False, None, None, None
+    assert max(float(layer.conserved.max()) for layer in radial_gradients(net, loss, x)) <= 1e-10
+    drift = norm_drift(net.float(), loss, x.float(), step_sizes=(0.04, 0.02, 0.01), time=0.4)
+    assert abs(drift.exponent - 1) <= 0.15
+
+
 def test_refusals():
     net, x = network("fc", "none")
+    normed, _ = network("fc", "after_relu")
+    with pytest.raises(ShapeError, match="a variance"):
+        radial_gradients(normed, loss, x[:1])
+    with pytest.raises(ShapeError, match="a variance"):
+        norm_drift(normed, loss, x[:1], step_sizes=(0.1, 0.05), time=0.1)
+    with pytest.raises(StructureError, match="frozen ones alone"):
+        norm_drift(normed.requires_grad_(False), loss, x, step_sizes=(0.1, 0.05), time=0.1)
+    with pytest.raises(ConfigError, match="divide the time inf"):
+        norm_drift(net, loss, x, step_sizes=(0.1, 0.05), time=float("inf"))
     with pytest.raises(StructureError, match="with BatchNorm"):
         radial_gradients(net, loss, x)
     for steps in ((0.1,), (0.1, -0.1), (0.1, 0.3)):

@@ -8,8 +8,10 @@ import torch
 from thalweg.errors import ConfigError, NumericalError, ShapeError
 from thalweg.teacher_student import (
     GAUSSIAN,
+    Constants,
     bound_of_theorem_4,
     bound_of_theorem_5,
+    drawn_near,
     fitted_rate,
     matched_course,
     matrix_course,
@@ -20,6 +22,7 @@ from thalweg.teacher_student import (
 )
 
 ANGLE = 0.12
+SEPARATED = Constants(0.1, 0.0, 0.0, 0.0, 1.0, 0.5, 0.25, 0.25)
 
 
 def drawn(rows: int, columns: int, generator: torch.Generator) -> torch.Tensor:
@@ -91,6 +94,43 @@ def test_a_large_error_of_the_fan_out_leaves_no_gamma():
     assert (bound.rate, bound.reason) == (None, "no gamma above 0 solves equations 41 and 42")
 
 
+def test_what_theorem_5_promises_holds_for_small_fan_outs_which_make_angles_slow():
+    generator = torch.Generator().manual_seed(0)
+    w, x = simplex_clones(4, 6, generator, copies=20, noise=0.005)
+    v = 0.5 * drawn(4, 3, generator)
+    start = torch.cat([turned(w[:2], generator), w[2:]])
+    found = measured_constants(sample_overlaps(x), w, angle=ANGLE, generator=generator)
+    bound = bound_of_theorem_5(found, teachers=2, students=4, step=0.4, fan_out=0.5, fan_out_error=0.1)
+    v_start = torch.cat([v[:2] + 0.1 * drawn(2, 3, generator), v[2:]])
+    course = modulated_course((w[:2], v[:2]), (start, v_start), sample_overlaps(x), step=0.4, steps=400)
+    for values in (course.angles.sin(), course.fan_out_errors, course.unlucky_norms):
+        assert fitted_rate(course.steps, values.amax(1)) <= bound.rate < 1
+
+
+def test_steps_too_large_and_silent_centres_promise_nothing():
+    fan = {"teachers": 2, "students": 4, "fan_out": 1.0, "fan_out_error": 0.2}
+    for step in (5.0, 100.0):  # Euler's steps jump over the teacher
+        bounds = [
+            bound_of_theorem_4(SEPARATED, nodes=4, step=step, start_overlap=0.25),
+            bound_of_theorem_5(SEPARATED, step=step, **fan),
+        ]
+        assert [bound.rate for bound in bounds] == [None, None]
+        assert all("step is larger" in bound.reason for bound in bounds)
+    x = torch.tensor([[1.0, 0.2], [1.0, -0.2]], dtype=torch.float64)
+    centres = torch.tensor([[1.0, 0.0], [-1.0, 0.0]], dtype=torch.float64)  # no sample reaches the second
+    found = measured_constants(sample_overlaps(x), centres, angle=0.05, generator=torch.Generator().manual_seed(0))
+    assert (found.eps_d, found.eps_l, found.own_d) == (0.0, 0.0, 0.0)
+    assert bound_of_theorem_5(found, step=0.1, **fan).rate is None
+
+
+def test_constants_at_a_tiny_angle_are_those_of_small_ones():
+    found = [
+        measured_constants(GAUSSIAN, torch.eye(3, dtype=torch.float64), angle=a, generator=generator)
+        for a, generator in ((angle, torch.Generator().manual_seed(0)) for angle in (1e-2, 1e-4))
+    ]
+    assert found[1].curvature == pytest.approx(found[0].curvature, rel=0.01)
+
+
 def test_one_step_is_that_of_plain_loops():
     generator = torch.Generator().manual_seed(0)
     w_star, v_star, w, v = (drawn(*shape, generator) for shape in ((2, 5), (2, 3), (4, 5), (4, 3)))
@@ -116,6 +156,8 @@ def test_the_fit_leaves_out_the_start_and_the_rounding():
     assert fitted_rate(steps, values) == pytest.approx(0.8, abs=1e-3)
     with pytest.raises(NumericalError, match="at least 3"):
         fitted_rate([0, 1], torch.tensor([1.0, 0.0]))
+    with pytest.raises(ShapeError, match="a step for each value"):
+        fitted_rate(range(5), torch.ones(4))
 
 
 def test_irrelevant_fan_outs_shrink_in_the_matrix_dynamics_and_relevant_ones_do_not():
@@ -139,3 +181,23 @@ def test_refusals():
         measured_constants(GAUSSIAN, w, angle=0.0, generator=torch.Generator().manual_seed(0))
     with pytest.raises(ConfigError, match="factor of 2"):
         matrix_course((2, 2, 2), torch.Generator().manual_seed(0), factor=1)
+    with pytest.raises(ConfigError, match="positive step and perturbation"):  # all other students would be 0 / 0
+        matrix_course((2, 2, 2), torch.Generator().manual_seed(0), perturbation=0.0)
+    with pytest.raises(ConfigError, match="have a direction"):
+        measured_constants(GAUSSIAN, 0 * w, angle=0.1, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ShapeError, match="2 or more coordinates"):
+        drawn_near(torch.ones(1, 1), 0.1, 2, torch.Generator().manual_seed(0))
+    with pytest.raises(ConfigError, match="a node or more"):
+        bound_of_theorem_4(SEPARATED, nodes=0, step=0.1, start_overlap=0.25)
+    with pytest.raises(ConfigError, match="as many students as teachers"):
+        bound_of_theorem_5(SEPARATED, teachers=3, students=2, step=0.1, fan_out=1.0, fan_out_error=0.1)
+
+
+def test_courses_that_do_not_stay_finite_are_refused():
+    w, v = torch.eye(3), torch.eye(3)
+    with pytest.raises(NumericalError, match="by step 1"):
+        matched_course(torch.zeros(3, 3), w, GAUSSIAN, step=0.1, steps=2)
+    with pytest.raises(NumericalError, match="smaller step"):
+        modulated_course((w, v), (w, 2 * v), GAUSSIAN, step=50.0, steps=60)
+    with pytest.raises(ShapeError, match="equal columns"):
+        modulated_course((w, v), (torch.ones(3, 4), v), GAUSSIAN, step=0.1, steps=1)

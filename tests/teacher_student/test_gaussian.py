@@ -78,6 +78,14 @@ def test_the_closed_correlation_is_what_the_streaming_one_converges_to():
     torch.testing.assert_close(rho.double(), exact.detach(), atol=5 / SAMPLES**0.5, rtol=0)
 
 
+def test_a_zero_row_is_a_silent_node():
+    w = torch.tensor([[1.0, 2.0], [0.0, 0.0]], dtype=torch.float64)
+    for closed in (gaussian_gates, gaussian_activations, gaussian_correlations):
+        found = closed(w, w)
+        assert (found[1] == 0).all()
+        assert (found[:, 1] == 0).all()
+
+
 def test_small_angles_keep_their_digits():
     turned = torch.tensor([math.cos(1e-9), math.sin(1e-9)], dtype=torch.float64)
     found = angles_between(torch.tensor([1.0, 0.0], dtype=torch.float64), turned)

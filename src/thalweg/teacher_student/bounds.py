@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from thalweg.errors import ConfigError
+from thalweg.errors import ConfigError, ShapeError
 from thalweg.teacher_student.overlaps import Overlaps
 
 _ROUNDS = 200
@@ -76,7 +76,8 @@ def measured_constants(
         The constants. Those of Lipschitz kind are the largest over the draws: a larger one may exist between them.
 
     Raises:
-        ConfigError: the angle is not in (0, π/2), or there are fewer than 2 draws.
+        ConfigError: the angle is not in (0, π/2), there are fewer than 2 draws, or a centre is zero.
+        ShapeError: centres have a single coordinate.
 
     Source:
         tian2019luck (arXiv 1905.13405), assumptions 2 and 3, lemma 4. Departure: assumption 2 is read as
@@ -91,7 +92,10 @@ def measured_constants(
     """
     if not 0 < angle < math.pi / 2 or draws < 2:
         raise ConfigError(f"Expected an angle in (0, pi/2) and 2 or more draws. Got {angle}, {draws}. Change them.")
-    w = centres / centres.norm(dim=1, keepdim=True)
+    norms = centres.norm(dim=1, keepdim=True)
+    if not bool((norms > 0).all()):
+        raise ConfigError("Expected centres that have a direction. Got one that is zero or NaN. Leave it out.")
+    w = centres / norms
     near = drawn_near(w, angle, draws, generator)
     d, activations = overlaps.gates(w, w), overlaps.activations(w, w)
     return Constants(
@@ -120,6 +124,9 @@ def drawn_near(
     Returns:
         The vectors, all of norm 1.
 
+    Raises:
+        ShapeError: vectors have a single coordinate, so that none lies at a small angle to them.
+
     Source:
         ours: where the premises of tian2019luck's theorems 4 and 5 have to hold.
 
@@ -128,6 +135,8 @@ def drawn_near(
         >>> round(float(near[0, 0] @ torch.tensor([1.0, 0.0])), 4)
         0.995
     """
+    if w.shape[1] < 2:
+        raise ShapeError(f"Expected vectors of 2 or more coordinates. Got {w.shape[1]}. Use more inputs.")
     shape = (len(w), draws, w.shape[1])
     sideways = torch.randn(shape, generator=generator, dtype=torch.float64).to(w)
     sideways = sideways - torch.einsum("ncd,nd->nc", sideways, w).unsqueeze(2) * w.unsqueeze(1)
@@ -141,7 +150,7 @@ def drawn_near(
 def _overlap(matrix: Tensor) -> float:
     off = matrix - matrix.diag().diag()
     own = torch.minimum(matrix.diag().unsqueeze(1), matrix.diag())
-    return float((off / own).max())
+    return float(torch.where(off > 0, off / own, torch.zeros_like(off)).max())  # silent nodes overlap with none
 
 
 def _lipschitz(matrix: Tensor, near: Tensor) -> float:
@@ -161,8 +170,9 @@ def _curvature(overlaps: Overlaps, w: Tensor, near: Tensor) -> float:
         theirs = overlaps.activations(around, centre.unsqueeze(0)).flatten()
         own = torch.stack([overlaps.activations(r.unsqueeze(0), r.unsqueeze(0))[0, 0] for r in around])
         square = (around - centre).square().sum(1)
-        kept = square > 1e-6
-        found = max(found, float(((theirs - own).abs() / (theirs * square))[kept].max()))
+        change = (theirs - own).abs()
+        kept = (square > min(1e-6, float(square.max()) / 100)) & (change > 0)  # not so near that rounding counts
+        found = max(found, float(torch.where(kept, change / (theirs * square), torch.zeros_like(change)).max()))
     return found
 
 
@@ -176,7 +186,10 @@ def bound_of_theorem_4(found: Constants, *, nodes: int, step: float, start_overl
         start_overlap: min_j d*_jj at the start.
 
     Returns:
-        The bound; vacuous where γ or d̄ is not above 0.
+        The bound; vacuous where γ or d̄ is not above 0, or the step above 1 / ψ_d(w, w).
+
+    Raises:
+        ConfigError: a number is not positive.
 
     Source:
         tian2019luck (arXiv 1905.13405), theorem 4 and equations 33 to 40. Departures: d̄ must be a lower bound, so
@@ -188,11 +201,13 @@ def bound_of_theorem_4(found: Constants, *, nodes: int, step: float, start_overl
         >>> round(bound_of_theorem_4(separated, nodes=4, step=0.1, start_overlap=0.25).rate, 4)
         0.9751
     """
+    if nodes < 1 or not 0 < step < math.inf:
+        raise ConfigError(f"Expected a node or more and a positive step. Got {nodes}, {step}. Change them.")
     turned = 2 * found.lipschitz_d * math.sin(found.angle / 2)
     spread = (1 + found.lipschitz_d) * (1 + turned) ** 2 / math.cos(found.angle / 2)
     gamma = math.cos(found.angle) - ((nodes - 1) * (_product(found.eps_d, spread)))
     overlap = (1 - turned) * min(start_overlap, found.own_d)
-    return _bound(gamma, overlap, step)
+    return _bound(gamma, overlap, step, found.own_d)
 
 
 def bound_of_theorem_5(
@@ -207,17 +222,23 @@ def bound_of_theorem_5(
         teachers: m.
         students: n.
         step: η.
-        fan_out: B_v, the largest ‖v*_j‖, and ‖v_j‖ of the r-set at the start.
+        fan_out: B_v, the norm of every v*_j; that of the r-set's v_j at the start is not larger.
         fan_out_error: B_δv, the largest ‖v_j - v*_j‖ of the u-set at the start.
 
     Returns:
-        The bound; vacuous where no γ above 0 exists.
+        The bound; vacuous where no γ above 0 exists, or the step is above 1 / ψ_l(w, w) or
+        1 / (B_v² ψ_d(w, w)).
+
+    Raises:
+        ConfigError: a number is out of its range, or there are fewer students than teachers.
 
     Source:
         tian2019luck (arXiv 1905.13405), equations 41 to 54. Departures: 41 and 42 bound γ from above (printed: γ >=);
+        41 is multiplied by B_v, as its terms are products of two fan-outs (66; printed as for B_v = 1);
         C contains K already (47, 48), so d̄ is (1 - C) d, not (1 - K C) d (43); a node of the r-set has m nodes of
         the u-set and n - m - 1 others beside it (54); C_{l,r} is K_l times the distance of equation 70. Not
-        mended: the proof compares ‖δw‖, ‖δv‖ and ‖v_r‖ as if they were of one size, so a transient may be slower.
+        mended: the proof compares ‖δw‖, ‖δv‖ and ‖v_r‖ as if they were of one size, so a transient may be slower,
+        and takes (B_v + B_δv) B_v for products of two fan-outs of the u-set, which are (B_v + B_δv)² at most.
 
     Example:
         >>> separated = Constants(0.1, 0.0, 0.0, 0.0, 1.0, 0.5, 0.25, 0.25)
@@ -225,6 +246,11 @@ def bound_of_theorem_5(
         >>> bound_of_theorem_5(separated, step=0.1, **sizes).rate < 0.99
         True
     """
+    if not (1 <= teachers <= students and 0 < step < math.inf and 0 < fan_out < math.inf and fan_out_error >= 0):
+        raise ConfigError(
+            "Expected as many students as teachers at least, a positive step and fan-out, and an error >= 0. Got "
+            f"{students}, {teachers}, {step}, {fan_out}, {fan_out_error}. Change them."
+        )
     sizes, fan = (teachers, students), (fan_out, fan_out_error)
     gamma, overlap = min(fan_out, 1.0), min(found.own_d, found.own_l)
     for _ in range(_ROUNDS):
@@ -236,7 +262,7 @@ def bound_of_theorem_5(
         if abs(lowered - gamma) <= 1e-13:
             break
         gamma = lowered
-    return _bound(gamma, overlap, step)
+    return _bound(gamma, overlap, step, max(fan_out**2 * found.own_d, found.own_l))
 
 
 def _lowered(
@@ -248,7 +274,8 @@ def _lowered(
     crowd, distance = _crowds(found.lipschitz_d, found.angle, sizes, 0.0), 0.0
     rest = overlap * gamma * (2 - step * overlap * gamma)
     for _ in range(_ROUNDS):  # C_{d,r} contains B_{d,r}, which contains C_{d,r}
-        new = _product(found.eps_d, crowd) * (b_v + b_dv) * b_v / rest
+        push = _product(found.eps_d, crowd) * (b_v + b_dv) * b_v
+        new = push / rest if rest > 0 else _product(push, math.inf)  # a step that is too large sums up to anything
         if not math.isfinite(new) or abs(new - distance) <= 1e-14:
             distance = new
             break
@@ -257,7 +284,7 @@ def _lowered(
     turned = [max(2 * k * half, _product(k, distance)) for k in (found.lipschitz_d, found.lipschitz_l)]
     crowd_l = _crowds(found.lipschitz_l, found.angle, sizes, _product(found.lipschitz_l, distance))
     new_overlap = min((1 - turned[0]) * found.own_d, (1 - turned[1]) * found.own_l)
-    first = (b_v - b_dv) * math.cos(found.angle) - _product(found.eps_d, crowd) * (b_v + b_dv)
+    first = b_v * ((b_v - b_dv) * math.cos(found.angle) - _product(found.eps_d, crowd) * (b_v + b_dv))
     second = 1 - _product(found.eps_l, crowd_l) - 2 * found.curvature * half * (1 + b_dv)
     return min(first, second, gamma), min(new_overlap, overlap), distance
 
@@ -277,9 +304,11 @@ def _product(a: float, b: float) -> float:
     return 0.0 if a == 0 or b == 0 else a * b
 
 
-def _bound(gamma: float, overlap: float, step: float) -> Bound:
+def _bound(gamma: float, overlap: float, step: float, own: float) -> Bound:
     if not gamma > 0:
         return Bound(None, None, max(overlap, 0.0), "gamma is not above 0")
     if not overlap > 0:
         return Bound(None, gamma, 0.0, "the least overlap with the own teacher may vanish")
+    if step * own > 1:  # a factor 1 - η d or 1 - η l of the proofs is negative
+        return Bound(None, gamma, overlap, "the step is larger than the proof allows")
     return Bound(1 - step * overlap * gamma, gamma, overlap)

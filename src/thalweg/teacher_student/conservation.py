@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from thalweg.errors import ConfigError, NumericalError, StructureError
+from thalweg.errors import ConfigError, NumericalError, ShapeError, StructureError
 from thalweg.teacher_student.chain import Chain, Layer, NormPlace, chain
 
 _DEAD = 1e3  # roundings: below, relative to the largest in the layer, a gradient is noise
@@ -62,6 +62,7 @@ def radial_gradients(
 
     Raises:
         StructureError: the network is no chain, or has no BatchNorm.
+        ShapeError: a BatchNorm has a single value for each node, as of one sample.
 
     Source:
         tian2019luck (arXiv 1905.13405), theorem 3 and equation 17. The paper has neither biases nor ε: with
@@ -88,12 +89,23 @@ def radial_gradients(
         for part in frozen:
             part.requires_grad_(True)
         with torch.enable_grad():
-            value = loss(read.trace(inputs, batch_statistics=True).outputs)
+            value = loss(_outputs(read, inputs))
             gradients = dict(zip(parts, torch.autograd.grad(value, parts), strict=True))
     finally:
         for part in frozen:
             part.requires_grad_(False)
     return tuple(_radial(layer, gradients, frozen) for layer in normed)
+
+
+def _outputs(read: Chain, inputs: Tensor) -> Tensor:
+    try:
+        return read.trace(inputs, batch_statistics=True).outputs
+    except ShapeError:
+        raise
+    except ValueError as error:  # torch's, of a BatchNorm without a variance
+        raise ShapeError(
+            f"Expected a batch that BatchNorm can take a variance of. Got {tuple(inputs.shape)}. Pass more samples."
+        ) from error
 
 
 def _parts(layer: Layer) -> list[Tensor]:
@@ -184,9 +196,10 @@ def norm_drift(
         The drifts and their exponent.
 
     Raises:
-        StructureError: the network is no chain.
+        StructureError: the network is no chain, or all its parameters are frozen.
+        ShapeError: a BatchNorm has a single value for each node, as of one sample.
         ConfigError: fewer than 2 step sizes, or one that is not positive or does not divide the time.
-        NumericalError: a training diverged, or norms did not move at all.
+        NumericalError: a training diverged, norms did not move at all, or a node's were 0.
 
     Source:
         tian2019luck (arXiv 1905.13405), theorem 3; the drift of finite steps is ours.
@@ -201,8 +214,10 @@ def norm_drift(
         True
     """
     chain(module)
+    if not any(p.requires_grad for p in module.parameters()):
+        raise StructureError("Expected parameters to train. Got frozen ones alone. Set requires_grad of some.")
     sizes = tuple(step_sizes)
-    counts = [round(time / size) if size > 0 else 0 for size in sizes]
+    counts = [round(time / size) if size > 0 and math.isfinite(time) else 0 for size in sizes]
     off = any(count < 1 or abs(count * size - time) > 1e-9 * time for count, size in zip(counts, sizes, strict=True))
     if len(set(sizes)) < 2 or off:
         raise ConfigError(
@@ -213,7 +228,7 @@ def norm_drift(
     if not all(math.isfinite(drift) and drift > 0 for drift in drifts):
         raise NumericalError(
             f"Expected norms that move and stay finite. Got drifts {', '.join(f'{drift:g}' for drift in drifts)}. "
-            "Use smaller steps, or a batch on which the network has a gradient."
+            "Use smaller steps, a batch on which the network has a gradient, and no node whose weights are all zero."
         )
     x = torch.tensor(sizes, dtype=torch.float64).log()
     y = torch.tensor(drifts, dtype=torch.float64).log()
@@ -228,7 +243,7 @@ def _drift(module: nn.Module, loss: Callable[[Tensor], Tensor], inputs: Tensor, 
     start = _squares(read)
     with torch.enable_grad():
         for _ in range(steps):
-            value = loss(read.trace(inputs, batch_statistics=True).outputs)
+            value = loss(_outputs(read, inputs))
             gradients = torch.autograd.grad(value, parameters, allow_unused=True)
             with torch.no_grad():
                 for parameter, gradient in zip(parameters, gradients, strict=True):
@@ -242,8 +257,8 @@ def _squares(read: Chain) -> Tensor:
     normed = [layer for layer in read.layers if layer.norm is not None]
     found = []
     for layer in normed or read.layers:
-        square = layer.linear.weight.detach().flatten(1).double().square().sum(1)
+        square = layer.linear.weight.detach().cpu().flatten(1).double().square().sum(1)
         if layer.norm_place == "after_relu" and layer.linear.bias is not None:
-            square = square + layer.linear.bias.detach().double().square()
+            square = square + layer.linear.bias.detach().cpu().double().square()
         found.append(square)
     return torch.cat(found)

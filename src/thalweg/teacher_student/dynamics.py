@@ -66,6 +66,7 @@ def matched_course(
     Raises:
         ShapeError: teacher and start differ in shape.
         ConfigError: a number is not positive.
+        NumericalError: the course does not stay finite, or a row of W is zero.
 
     Source:
         tian2019luck (arXiv 1905.13405), theorem 4. Explicit Euler, as its proof has it; rows are normalised after
@@ -93,12 +94,13 @@ def matched_course(
         if number % record_every == 0 or number == steps:
             times.append(number)
             angles.append(angles_between(w, target))
+            _require_finite(number, w)
     return Course(tuple(times), torch.stack(angles), w)
 
 
 def modulated_course(
     teacher: tuple[Float[Tensor, "teachers d"], Float[Tensor, "teacher_fans outputs"]],
-    start: tuple[Float[Tensor, "nodes d"], Float[Tensor, "fans fan_out"]],
+    start: tuple[Float[Tensor, "nodes features"], Float[Tensor, "fans fan_out"]],
     overlaps: Overlaps,
     *,
     step: float,
@@ -121,6 +123,7 @@ def modulated_course(
     Raises:
         ShapeError: shapes do not fit.
         ConfigError: a number is not positive.
+        NumericalError: the course does not stay finite, or a row of W is zero.
 
     Source:
         tian2019luck (arXiv 1905.13405), theorem 5, with the projection of lemma 6 (the theorem's text leaves it
@@ -135,9 +138,10 @@ def modulated_course(
         True
     """
     (w_star, v_star), (w, v) = teacher, start
-    if len(w) < len(w_star) or len(v) != len(w) or len(v_star) != len(w_star) or v.shape[1:] != v_star.shape[1:]:
+    rows = len(w) >= len(w_star), len(v) == len(w), len(v_star) == len(w_star)
+    if not all(rows) or v.shape[1:] != v_star.shape[1:] or w.shape[1:] != w_star.shape[1:]:
         raise ShapeError(
-            "Expected at least as many students as teachers, and a row of V for each row of W. Got "
+            "Expected at least as many students as teachers, a row of V for each row of W, and equal columns. Got "
             f"{[tuple(t.shape) for t in (w_star, v_star, w, v)]} for W*, V*, W, V. Check the shapes."
         )
     _require_positive(step, steps, record_every)
@@ -151,6 +155,7 @@ def modulated_course(
         if number % record_every == 0 or number == steps:
             times.append(number)
             found.append(_state(w, v, w_star, v_star))
+            _require_finite(number, w, v)
     angles, errors, norms = (torch.stack(part) for part in zip(*found, strict=True))
     return Course(tuple(times), angles, w, errors, norms, v)
 
@@ -167,6 +172,7 @@ def fitted_rate(steps: Sequence[int], values: Float[Tensor, " times"], *, floor:
         The factor: below 1 if it falls.
 
     Raises:
+        ShapeError: there are not as many steps as values.
         NumericalError: fewer than 3 values lie in that part.
 
     Source:
@@ -176,6 +182,8 @@ def fitted_rate(steps: Sequence[int], values: Float[Tensor, " times"], *, floor:
         >>> round(fitted_rate(range(100), 0.9 ** torch.arange(100.0)), 6)
         0.9
     """
+    if len(steps) != len(values):
+        raise ShapeError(f"Expected a step for each value. Got {len(steps)} and {len(values)}. Pass those recorded.")
     logs = torch.where(values > 0, values, torch.zeros_like(values)).double().log()
     low = (values <= floor).nonzero()
     end = int(low[0]) if len(low) else len(values)
@@ -207,6 +215,14 @@ def _across(w: Tensor, pull: Tensor) -> Tensor:
 def _unit(w: Tensor) -> Tensor:
     unit: Tensor = w / w.norm(dim=1, keepdim=True)
     return unit
+
+
+def _require_finite(number: int, *weights: Tensor) -> None:
+    if not all(bool(part.isfinite().all()) for part in weights):
+        raise NumericalError(
+            f"Expected weights that stay finite. Got NaN or infinity by step {number}. Use a smaller step, and no "
+            "row of W that is zero."
+        )
 
 
 def _require_positive(step: float, steps: int, record_every: int) -> None:

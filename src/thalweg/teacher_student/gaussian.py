@@ -11,7 +11,7 @@ def angles_between(ours: Float[Tensor, "*n d"], theirs: Float[Tensor, "*n d"]) -
     """Measure the angle θ in [0, π] between vectors, accurate for small angles and with finite gradients.
 
     Args:
-        ours: vectors; of a zero vector the angle is π/2.
+        ours: vectors; from a zero vector to another the angle is π/2, between two of them 0.
         theirs: as many.
 
     Returns:
@@ -77,11 +77,12 @@ def gaussian_correlations(ours: Float[Tensor, "n d"], theirs: Float[Tensor, "m d
     """Compute the correlation ρ of two ReLU nodes' activations for x ~ N(0, I).
 
     Args:
-        ours: weights of nodes, one a row, none zero.
+        ours: weights of nodes, one a row.
         theirs: of other nodes.
 
     Returns:
-        ρ = (ψ_l - μ μ') / (s s') with μ = ‖w‖/√(2π) and s² = ‖w‖² (½ - 1/2π): a function of the angle alone.
+        ρ = (ψ_l - μ μ') / (s s') with μ = ‖w‖/√(2π) and s² = ‖w‖² (½ - 1/2π): a function of the angle alone; 0 for
+        a zero row, as of all nodes that are silent (`correlations`).
 
     Source:
         tian2019luck (arXiv 1905.13405), section 4.2 for ρ; the closed form is ours, from `gaussian_activations`.
@@ -92,7 +93,9 @@ def gaussian_correlations(ours: Float[Tensor, "n d"], theirs: Float[Tensor, "m d
     """
     square_of_mean = 1 / (2 * math.pi)
     scale = _norm(ours).unsqueeze(1) * _norm(theirs)
-    return (gaussian_activations(ours, theirs) / scale - square_of_mean) / (0.5 - square_of_mean)
+    active = scale > 0
+    shape = gaussian_activations(ours, theirs) / torch.where(active, scale, torch.ones_like(scale))
+    return torch.where(active, (shape - square_of_mean) / (0.5 - square_of_mean), torch.zeros_like(scale))
 
 
 def _pairwise(ours: Tensor, theirs: Tensor) -> Tensor:

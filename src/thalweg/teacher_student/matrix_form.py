@@ -1,5 +1,6 @@
 """The paper's matrix dynamics (theorem 2) as they are, in a two-layer network with biases: what V_r does there."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -49,8 +50,8 @@ def matrix_course(
         step: η. Default: the authors'.
         steps: number of steps. Default: the authors'.
         batch_size: new inputs at each step, over which L, D and their kin are averaged. Default: the authors'.
-        perturbation: standard deviation of the normal noise that all students' weights are; those of the relevant
-            ones are added to the teacher's. Default: the authors' (`--init_std`, `--perturb`).
+        perturbation: standard deviation, above 0, of the normal noise that all students' weights are; those of
+            the relevant ones are added to the teacher's. Default: the authors' (`--init_std`, `--perturb`).
         record_every: steps from one record to the next.
 
     Returns:
@@ -69,9 +70,11 @@ def matrix_course(
         >>> course.steps, tuple(course.irrelevant.shape)
         ((0, 5, 10), (3, 3))
     """
-    if min(*widths, factor - 1, steps, batch_size, record_every) < 1 or not (step > 0 and perturbation >= 0):
+    if min(*widths, factor - 1, steps, batch_size, record_every) < 1 or not (
+        0 < step < math.inf and 0 < perturbation < math.inf
+    ):
         raise ConfigError(
-            "Expected positive widths and counts, a factor of 2 or more, a positive step and perturbation >= 0. "
+            "Expected positive widths and counts, a factor of 2 or more, a positive step and perturbation. "
             f"Got {widths}, {factor}, {steps}, {batch_size}, {record_every}, {step}, {perturbation}. Change them."
         )
     teacher, student = _started(widths, factor, perturbation, generator)
@@ -105,7 +108,7 @@ def _started(
 
 
 def _grid(inputs: int, nodes: int, generator: torch.Generator) -> Tensor:
-    """Draw a layer of the teacher: unit columns of multiples of a quarter, all different, without biases."""
+    """Draw a layer of the teacher: unit columns, different multiples of a quarter before that, without biases."""
     columns: list[Tensor] = []
     while len(columns) < nodes:
         drawn = torch.randint(-2, 3, (inputs,), generator=generator).double() / 4

@@ -77,7 +77,8 @@ def simplex_clones(
         generator: of the noise.
         noise: standard deviation of each coordinate of it, relative to the vertex.
         copies: samples of each clone, an even number.
-        shared: samples at the sum of each two vertices, at which both nodes are active: small overlap ε > 0.
+        shared: samples at the sum of each two vertices, at which both nodes are active: small overlap ε > 0. The sum
+            of only 2 vertices is 0, where no node is active.
 
     Returns:
         The vertices, of norm 1, and the inputs, in float64.

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from thalweg.errors import ConfigError
 from thalweg.lab.figures.figure import Figure
 from thalweg.lab.figures.style import MUTED, SIGN_COLOURS, groups, label, numbers, picture
 from thalweg.lab.tables import Table
@@ -41,7 +42,7 @@ def histograms(
         The figure. Every panel tells the share of negative values.
 
     Raises:
-        ConfigError: the table is empty, or a column is missing or not of numbers.
+        ConfigError: the table is empty, a column is missing or not of numbers, or 0 lies within a bin.
     """
     split = groups(table, panel)
     rows = math.ceil(len(split) / _COLUMNS)
@@ -49,6 +50,10 @@ def histograms(
     shown: set[str] = set()
     for place, (name, bins) in enumerate(split.items()):
         lows, highs, counts = (numbers(bins, key) for key in ("low", "high", "count"))
+        if ((lows < 0) & (highs > 0)).any():
+            raise ConfigError(
+                f"Expected bins that end at 0 or begin there. Got one around it in {name!r}. Make 0 an edge."
+            )
         thin = _THIN * min((highs - lows)[highs > lows], default=1.0)
         total = counts.sum() or 1.0
         masks = {

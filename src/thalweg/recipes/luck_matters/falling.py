@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field
 
@@ -48,6 +48,9 @@ class FallPreset(Preset):
     """Samples of a step (the authors' code)."""
     learning_rate: float = Field(default=0.05, gt=0)
     """Of plain SGD on the mean squared error over batch and outputs (the authors' README)."""
+    cnn_learning_rate: float | None = Field(default=0.01, gt=0)
+    """Of convolutional students (the authors' code's default: at 0.05 those without BatchNorm diverge). None: as of
+    the others."""
     num_seeds: int = Field(default=5, ge=1)
     """Teachers, each with a student (the paper)."""
     eval_samples: int = Field(default=1024, ge=2)
@@ -57,6 +60,12 @@ class FallPreset(Preset):
     def seeds(self) -> tuple[int, ...]:
         """Seeds of the pairs."""
         return tuple(self.seed * 1_000 + k for k in range(self.num_seeds))
+
+    def of_kind(self, kind: Kind) -> Self:
+        """Give the parameters for students of one kind."""
+        if kind == "fc" or self.cnn_learning_rate is None:
+            return self
+        return self.model_copy(update={"learning_rate": self.cnn_learning_rate})
 
     @property
     def epoch_steps(self) -> int:
@@ -257,7 +266,8 @@ def fan_out(student: "nn.Module", place: int) -> "Tensor":
     read = chain(student)
     after = [*(layer.linear for layer in read.layers[1:]), read.head]
     weight, width = after[place].weight.detach(), read.layers[place].width
-    return weight.reshape(len(weight), width, -1).movedim(1, 0).flatten(1).norm(dim=1)
+    norms: Tensor = weight.reshape(len(weight), width, -1).movedim(1, 0).flatten(1).norm(dim=1)
+    return norms
 
 
 SCALARS = ("loss", "agreement", "accuracy", "teacher_accuracy")
@@ -293,14 +303,14 @@ def _layer_row(seen: "Mapping[str, Tensor]", last: "Mapping[str, Tensor]", place
 
     winners = last[f"winner_{place}"]
     rank, read = seen[f"rank_{place}"].double(), seen[f"read_{place}"].double()
-    others = torch.ones(len(read), dtype=torch.bool)
-    others[winners] = False
+    won = torch.zeros(len(read), dtype=torch.bool)
+    won[winners] = True
     return {
         "correlation": float(seen[f"best_{place}"].mean()),
         "rank": float(rank.gather(0, winners.unsqueeze(0)).mean()) / max(len(rank) - 1, 1),
-        "fan_out_winners": float(read[winners.unique()].mean()),
-        "fan_out_others": float(read[others].mean()) if bool(others.any()) else None,
-        "num_winners": len(winners.unique()),
+        "fan_out_winners": float(read[won].mean()),
+        "fan_out_others": float(read[~won].mean()) if not bool(won.all()) else None,
+        "num_winners": int(won.sum()),
     }
 
 

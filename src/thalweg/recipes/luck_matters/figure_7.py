@@ -82,9 +82,9 @@ def run(preset: Figure7Preset, context: Context) -> Outcome:
     tables: dict[str, Table] = {"layers": [], "students": []}
     shares = Share(context).split([1.0 if setting.kind == "fc" else 2.0 for setting in chosen])
     for setting, share in zip(chosen, shares, strict=True):
-        own = preset
+        own = preset.of_kind(setting.kind)
         if setting.kind == "cnn" and preset.cnn_epochs is not None:
-            own = preset.model_copy(update={"epochs": preset.cnn_epochs})
+            own = own.model_copy(update={"epochs": preset.cnn_epochs})
         for name, rows in fallen(own, setting, context, share).items():
             tables[name].extend(rows)
     means = by_epoch(tables["layers"])

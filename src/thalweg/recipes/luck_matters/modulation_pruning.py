@@ -80,6 +80,11 @@ class PruningPreset(FallPreset):
                 f"Expected multiples above 0 and up to factor={self.factor}. Got {self.multiples}. Keep at least a "
                 "node and at most all."
             )
+        if not self.norms or any(len(set(own)) < len(own) for own in (self.norms, self.multiples)):
+            raise ConfigError(
+                f"Expected norms, and each of norms and multiples once. Got {self.norms} and {self.multiples}. "
+                "Leave out what comes twice."
+            )
         return self
 
 
@@ -90,12 +95,12 @@ QUICK = CPU.model_copy(
     update={
         "fc_widths": (3, 4),
         "num_outputs": 20,
-        "epochs": 4,
-        "epoch_samples": 4_000,
+        "epochs": 2,
+        "epoch_samples": 2_000,
         "num_seeds": 3,
-        "eval_samples": 512,
+        "eval_samples": 256,
         "multiples": (1.0, 3.0),
-        "again_samples": 4_000,
+        "again_samples": 320,
     }
 )
 

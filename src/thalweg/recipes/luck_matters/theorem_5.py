@@ -7,8 +7,9 @@ hold, angles and fan-outs contract at least as fast as the theorems promise; gra
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from thalweg.errors import ConfigError
 from thalweg.lab.claims import Claim
 from thalweg.lab.recipe import Context, Outcome, Preset, Recipe
 from thalweg.lab.tables import Table, Tables
@@ -69,6 +70,13 @@ class Theorem5Preset(Preset):
     time: float = 2.0
     """Time over which norms drift: steps times step size."""
 
+    @model_validator(mode="after")
+    def _fits(self) -> "Theorem5Preset":
+        m, n, d = self.teachers, self.students, self.num_inputs
+        if not m < n <= d:
+            raise ConfigError(f"Expected teachers < students <= num_inputs. Got {m}, {n}, {d}. Change them.")
+        return self
+
 
 PAPER = Theorem5Preset()
 CPU = PAPER.model_copy(update={"num_runs": 3, "iterations": 6_000})
@@ -91,29 +99,22 @@ def run(preset: Theorem5Preset, context: Context) -> Outcome:
 
     from thalweg.teacher_student import matrix_course
 
+    context.progress(0.0, "theorems 4 and 5 where their premises hold")
+    tables, measured = _separated(preset)
+    context.progress(0.1, "theorem 3")
+    radial, drifts, exponents = _conserved(preset)
+    own: dict[str, Any] = {"step": preset.learning_rate, "steps": preset.iterations}
+    own |= {name: getattr(preset, name) for name in ("factor", "batch_size", "perturbation", "record_every")}
     courses = []
     for number in range(preset.num_runs):
-        context.progress(0.8 * number / preset.num_runs, f"matrix dynamics {number + 1} of {preset.num_runs}")
+        context.progress(0.2 + 0.8 * number / preset.num_runs, f"matrix dynamics {number + 1} of {preset.num_runs}")
         generator = torch.Generator().manual_seed(preset.seed * 1_000 + number)
-        sizes: dict[str, Any] = {
-            "steps": preset.iterations,
-            "step": preset.learning_rate,
-            "batch_size": preset.batch_size,
-        }
-        other: dict[str, Any] = {"perturbation": preset.perturbation, "record_every": preset.record_every}
-        courses.append(matrix_course(preset.widths, generator, factor=preset.factor, **sizes, **other))
-    context.progress(0.8, "theorems 4 and 5 where their premises hold")
-    tables, measured = _separated(preset)
-    context.progress(0.9, "theorem 3")
-    radial, drifts, exponents = _conserved(preset)
+        courses.append(matrix_course(preset.widths, generator, **own))
     ratios = [_ratios(course) for course in courses]
-    fan_out = {"iterations": preset.iterations}
-    measured |= {
-        "extremes": fan_out | {"ratios": [r["extremes"] for r in ratios]},
-        "medians": fan_out | {"ratios": [r["medians"] for r in ratios]},
-        "orthogonal": {f"{row['norm']}, {row['biases']}": row["radial"] for row in radial},
-        "conserved": exponents,
-    }
+    for name in ("extremes", "medians"):
+        measured[name] = {"iterations": preset.iterations, "ratios": [r[name] for r in ratios]}
+    measured["orthogonal"] = {f"{row['norm']}, {row['biases']}": row["radial"] for row in radial}
+    measured["conserved"] = exponents
     tables |= {"fan_out": _bands(courses), "radial": radial, "drift": drifts}
     tables["runs"] = [{"run": i + 1, **r} for i, r in enumerate(ratios)]
     context.progress(1.0, f"{preset.num_runs} runs")
