@@ -48,8 +48,8 @@ class FallPreset(Preset):
     """Samples of a step (the authors' code)."""
     learning_rate: float = Field(default=0.05, gt=0)
     """Of plain SGD on the mean squared error over batch and outputs (the authors' README)."""
-    cnn_learning_rate: float | None = Field(default=0.01, gt=0)
-    """Of convolutional students (the authors' code's default: at 0.05 those without BatchNorm diverge). None: as of
+    cnn_learning_rate: float | None = Field(default=1e-4, gt=0)
+    """Of convolutional students without BatchNorm, which diverge at the authors' 0.05 and 0.01 (ours). None: as of
     the others."""
     num_seeds: int = Field(default=5, ge=1)
     """Teachers, each with a student (the paper)."""
@@ -61,9 +61,9 @@ class FallPreset(Preset):
         """Seeds of the pairs."""
         return tuple(self.seed * 1_000 + k for k in range(self.num_seeds))
 
-    def of_kind(self, kind: Kind) -> Self:
+    def of_kind(self, kind: Kind, norm: Norm) -> Self:
         """Give the parameters for students of one kind."""
-        if kind == "fc" or self.cnn_learning_rate is None:
+        if kind == "fc" or norm != "none" or self.cnn_learning_rate is None:
             return self
         return self.model_copy(update={"learning_rate": self.cnn_learning_rate})
 

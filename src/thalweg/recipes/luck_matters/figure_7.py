@@ -50,6 +50,7 @@ CPU = PAPER.model_copy(
         "epochs": 20,
         "num_seeds": 3,
         "cnn_epochs": 1,
+        "cnn_learning_rate": 2e-3,
     }
 )
 QUICK = CPU.model_copy(
@@ -82,7 +83,7 @@ def run(preset: Figure7Preset, context: Context) -> Outcome:
     tables: dict[str, Table] = {"layers": [], "students": []}
     shares = Share(context).split([1.0 if setting.kind == "fc" else 2.0 for setting in chosen])
     for setting, share in zip(chosen, shares, strict=True):
-        own = preset.of_kind(setting.kind)
+        own = preset.of_kind(setting.kind, setting.norm)
         if setting.kind == "cnn" and preset.cnn_epochs is not None:
             own = own.model_copy(update={"epochs": preset.cnn_epochs})
         for name, rows in fallen(own, setting, context, share).items():

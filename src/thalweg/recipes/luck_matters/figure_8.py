@@ -66,7 +66,7 @@ class Figure8Preset(FallPreset):
         return self
 
 
-PAPER = Figure8Preset(cnn_learning_rate=None, epoch_samples=50_000)
+PAPER = Figure8Preset(cnn_learning_rate=1e-5, epoch_samples=50_000)
 # Chosen by us: half the widths of the paper's FC teacher, an eighth of its convolutional one's, images of 14×14.
 CPU = PAPER.model_copy(
     update={
@@ -79,6 +79,7 @@ CPU = PAPER.model_copy(
         "epochs": 8,
         "epoch_samples": 10_000,
         "learning_rate": 0.1,
+        "cnn_learning_rate": 2e-3,
         "num_seeds": 3,
     }
 )
@@ -155,7 +156,7 @@ def _of_kind(preset: Figure8Preset, context: Context, kind: Kind, images: Any, s
 
         def compute(folder: Path | None, norm: Norm = norm, own: Share = own, name: str = name) -> dict[str, Any]:
             pairs = _pairs(preset, context, teacher, norm, inputs, test)
-            return rows_of(preset, name, pairs, fall(preset.of_kind(kind), pairs, own, name, folder))
+            return rows_of(preset, name, pairs, fall(preset.of_kind(kind, norm), pairs, own, name, folder))
 
         for table, rows in part(context, f"{kind}-{norm}", key, compute).items():
             tables[table].extend(rows)

@@ -76,7 +76,9 @@ def run(preset: Figure9Preset, context: Context) -> Outcome:
         for size, widths in ((SMALL, preset.small_widths), (LARGE, preset.fc_widths))
         for norm in ("none", "after_relu")
     ]
-    longer = preset.of_kind(preset.finite_kind).model_copy(update={"epochs": preset.finite_epochs or preset.epochs})
+    longer = preset.of_kind(preset.finite_kind, "none").model_copy(
+        update={"epochs": preset.finite_epochs or preset.epochs}
+    )
     widths = preset.small_widths if preset.finite_kind == "fc" else preset.cnn_channels
     amounts = [
         (longer, Setting(name, preset.finite_kind, widths, "none", samples))
