@@ -203,12 +203,25 @@ def rows(activations: Float[Tensor, "batch nodes *positions"]) -> Float[Tensor, 
 
 
 def best_students(rho: Float[Tensor, "students teachers"]) -> Int[Tensor, " teachers"]:
-    """Find, for each teacher node, the student that correlates best with it."""
+    """Find, for each teacher node, the student that correlates best with it.
+
+    Args:
+        rho: correlations of a layer.
+
+    Returns:
+        Numbers of students; the first one of several that are equal.
+    """
     return rho.argmax(0)
 
 
 def mean_best(rho: Float[Tensor, "students teachers"]) -> float:
     """Average the best correlation over the teacher's nodes: ρ̄ = mean_j° max_j ρ_jj°.
+
+    Args:
+        rho: correlations of a layer.
+
+    Returns:
+        ρ̄, at most 1.
 
     Source:
         tian2019luck (arXiv 1905.13405), section 4.2.
@@ -222,6 +235,12 @@ def mean_best(rho: Float[Tensor, "students teachers"]) -> float:
 
 def ranks(rho: Float[Tensor, "students teachers"]) -> Int[Tensor, "students teachers"]:
     """Rank the students for each teacher node: how many correlate strictly better with it, 0 for the best.
+
+    Args:
+        rho: correlations of a layer.
+
+    Returns:
+        Ranks from 0 to the number of students less 1; equal correlations share one.
 
     Example:
         >>> ranks(torch.tensor([[0.1], [0.9], [0.5], [0.5]])).flatten().tolist()
