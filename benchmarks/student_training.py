@@ -12,19 +12,18 @@ They alternate within each round; medians; the first round warms up.
 
 Run: `python benchmarks/student_training.py [--rounds 5] [--size small]`.
 
-Measured on a CPU (AMD EPYC, AVX2, 2 cores, shared), torch 2.13.0, Python 3.11.7, one thread, n = 3 rounds:
+Measured on an idle x86-64 server (16 cores, AVX-512), torch 2.11.0, Python 3.12.3, one thread, n = 7 rounds, CPU
+seconds:
 
-    small, load average 3.5 at the start
-    theirs 1.441   ours 0.555   autograd 0.995   products alone 0.414   5 in one call 2.929   5 calls 3.098
-    2.60 times; the products allow 3.48. The goal was 4. The load slowed theirs more than the products: at load 0.9,
-    before rows were padded, it was 0.956, 0.457 and 0.396, so 2.09 times of 2.41. Take that ratio, not the first.
+    small   theirs 0.503   ours 0.200   autograd 0.368   products alone 0.146   5 in one call 0.979   5 calls 0.978
+    large   theirs 1.793   ours 1.520   autograd 2.019   products alone 1.326
 
-    large, load average 0.9 at the start, before rows were padded to 16 numbers
-    theirs 4.713   ours 4.178   autograd 4.547   products alone 3.666
-    1.13 times; the products allow 1.29. The goal was 1.3.
+2.52 times for the small one, where the products allow 3.43 at most (the goal of 4 lies below the floor), and 1.18 times
+for the large one, where they allow 1.35 (the goal was 1.3). Ours takes 1.37 and 1.15 of the floor. Several students in
+one call cost what they cost one by one: their products are too large for a common one to gain.
 
-Padding the rows took a step of the large student from 43.9 to 26.8 ms (medians of 6 in alternation; least 36.2 and
-25.8) and of the small one from 2.39 to 2.21. The epoch of the large one has not been measured since.
+On a shared machine with 2 cores (AVX2), torch 2.13.0: small 0.956 against 0.457, floor 0.396 (2.09 of 2.41 times);
+large 4.713 against 4.178, floor 3.666, before rows were padded to 16 numbers (which took its step from 43.9 to 26.8 ms).
 """
 
 import argparse
