@@ -18,12 +18,13 @@ seconds:
     small   theirs 0.503   ours 0.200   autograd 0.368   products alone 0.146   5 in one call 0.979   5 calls 0.978
     large   theirs 1.793   ours 1.520   autograd 2.019   products alone 1.326
 
-2.52 times for the small one, where the products allow 3.43 at most (the goal of 4 lies below the floor), and 1.18 times
-for the large one, where they allow 1.35 (the goal was 1.3). Ours takes 1.37 and 1.15 of the floor. Several students in
-one call cost what they cost one by one: their products are too large for a common one to gain.
+2.52 times for the small one, where the products allow 3.43 at most (the goal of 4 lies below the floor), and 1.18
+times for the large one, where they allow 1.35 (the goal was 1.3). Ours takes 1.37 and 1.15 of the floor. Several
+students in one call cost what they cost one by one: their products are too large for a common one to gain.
 
 On a shared machine with 2 cores (AVX2), torch 2.13.0: small 0.956 against 0.457, floor 0.396 (2.09 of 2.41 times);
-large 4.713 against 4.178, floor 3.666, before rows were padded to 16 numbers (which took its step from 43.9 to 26.8 ms).
+large 4.713 against 4.178, floor 3.666, before rows were padded to 16 numbers (which took its step from 43.9 to
+26.8 ms).
 """
 
 import argparse

@@ -26,8 +26,8 @@ By pairs takes 45 times ours on the same 192 samples, and 10.8 times ours on 1,0
 only: it is a better way than the authors' own. Peak memory is 0.16 GB above the process that only builds, by samples
 0.45 GB (the authors' recorded 3.2 GB in all).
 
-The authors' own times, 1.76 and 32.7 s, were recorded on a slower machine of 2 cores. There ours took 0.047, 0.218 (before
-products were in single precision) and 2.704 s: 37, 8.1 and 12.1 times less.
+The authors' own times, 1.76 and 32.7 s, were recorded on a slower machine of 2 cores. There ours took 0.047, 0.218
+(before products were in single precision) and 2.704 s: 37, 8.1 and 12.1 times less.
 """
 
 import argparse
