@@ -13,7 +13,7 @@ from thalweg.lab.claims import judge
 from thalweg.lab.recipe import Context
 from thalweg.lab.tables import Table
 from thalweg.recipes.luck_matters import falling, figure_7, figure_8, figure_9, figure_10
-from thalweg.recipes.luck_matters.falling import Setting, Watch, gaussian_pairs
+from thalweg.recipes.luck_matters.falling import WORDS, FallPreset, Setting, Watch, gaussian_pairs
 from thalweg.recipes.luck_matters.pictures import fan_out_figures
 from thalweg.teacher_student import training
 
@@ -311,3 +311,11 @@ def test_what_a_run_could_not_use_is_refused(preset: Any, changes: Any, words: s
 def test_what_is_refused_is_said_in_a_line(words: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", *words]) == 2
     assert capsys.readouterr().err.startswith(line)
+
+
+def test_convolutional_students_without_batchnorm_have_a_rate_of_their_own() -> None:
+    preset = FallPreset(learning_rate=0.05, cnn_learning_rate=1e-3)
+    rates = {(kind, norm): preset.of_kind(kind, norm).learning_rate for kind in ("fc", "cnn") for norm in WORDS}
+    assert rates.pop(("cnn", "none")) == 1e-3
+    assert set(rates.values()) == {0.05}
+    assert FallPreset(cnn_learning_rate=None).of_kind("cnn", "none").learning_rate == 0.05
