@@ -13,21 +13,21 @@ Peak memory: the largest resident size of a process that does one of them, less 
 
 Run: `python benchmarks/teacher_statistics.py [--rounds 3]`; it needs 2 GB of memory.
 
-Measured on an x86-64 server (16 cores, AVX-512, load 3.7), torch 2.11.0, Python 3.12.3, one thread, n = 5 rounds,
-medians with least and most, CPU seconds:
+Measured on a CPU (AVX2, 2 cores, load average 0.4), torch 2.13.0, Python 3.11.7, one thread; n = 3 rounds, medians
+with least and most, CPU seconds:
 
-    rho 192       0.016   (0.015 to 0.020)
-    rho 1024      0.068   (0.061 to 0.147)
-    by pairs      0.734   (0.572 to 0.920)
-    beta          1.017   (0.960 to 1.118)
-    by samples    1.303   (1.180 to 1.647)
+    rho 192       0.034   (0.031 to 0.036)
+    rho 1024      0.151   (0.144 to 0.172)
+    by pairs      1.315   (1.116 to 1.345)
+    beta          2.542   (2.536 to 2.559)
+    by samples    3.881   (3.776 to 4.190)
 
-By pairs takes 45 times ours on the same 192 samples, and 10.8 times ours on 1,024. By samples takes 1.3 times ours
-only: it is a better way than the authors' own. Peak memory is 0.16 GB above the process that only builds, by samples
-0.45 GB (the authors' recorded 3.2 GB in all).
+By pairs takes 38 times ours on the same 192 samples, and 8.7 times ours on 1,024. The authors' own times, recorded on
+such a machine at another time, are 1.76 s (51 and 11.6 times ours) and 32.7 s (12.9 times ours). By samples takes 1.5
+times ours only: it is a better way than the authors' own. Peak memory is 0.15 GB above the process that only builds,
+by samples 0.44 GB (the authors' recorded 3.2 GB in all).
 
-The authors' own times, 1.76 and 32.7 s, were recorded on a slower machine of 2 cores. There ours took 0.047, 0.218
-(before products were in single precision) and 2.704 s: 37, 8.1 and 12.1 times less.
+On a server (16 cores, AVX-512) 0.016, 0.068, 0.734, 1.017 and 1.303 s.
 """
 
 import argparse
