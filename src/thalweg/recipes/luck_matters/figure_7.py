@@ -41,7 +41,8 @@ class Figure7Preset(FallPreset):
 
 PAPER = Figure7Preset()
 # Chosen by us: the paper's small teacher, which half the paper's samples suffice for, and a convolutional one of an
-# eighth of the channels on smaller images. Sizes and rate were settled on a seed of its own (77).
+# eighth of the channels on smaller images. The size is one of which long trainings were known; the convolutional rate
+# is one at which the students without BatchNorm of seed 77 stay finite: at 0.05 those of this preset collapsed.
 CPU = PAPER.model_copy(
     update={
         "fc_widths": (10, 15, 20, 25),
