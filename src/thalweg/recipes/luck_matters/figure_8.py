@@ -66,8 +66,8 @@ class Figure8Preset(FallPreset):
         return self
 
 
-PAPER = Figure8Preset(cnn_learning_rate=1e-5, epoch_samples=50_000)
 # The rate of convolutional students without BatchNorm is a guess from the size of what the head reads: not run.
+PAPER = Figure8Preset(cnn_learning_rate=1e-5, epoch_samples=50_000)
 # Chosen by us: half the widths of the paper's FC teacher, an eighth of its convolutional one's, images of 14×14.
 CPU = PAPER.model_copy(
     update={
