@@ -1,6 +1,7 @@
 import importlib
 import inspect
 import json
+import os
 import subprocess
 import sys
 
@@ -21,15 +22,19 @@ print(code, sorted(heavy), time.process_time() < 1.0)
 
 @pytest.mark.parametrize("words", [["--help"], ["recipes"], ["run", "--help"], ["runs"], ["--version"]])
 def test_what_only_lists_loads_nothing_heavy_and_answers_at_once(words, tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
     def ending() -> str:
-        done = subprocess.run(
-            [sys.executable, "-c", CHECK, *words], cwd=tmp_path, capture_output=True, text=True, check=True
-        )
+        asked = [sys.executable, "-c", CHECK, *words]
+        done = subprocess.run(asked, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
         return done.stdout.splitlines()[-1]
 
-    first = ending()
-    assert first.startswith("0 [] ")
-    assert first == "0 [] True" or ending() == "0 [] True"  # once more, for a machine that was held up
+    for _ in range(3):  # again, for a first start, which compiles the modules, or a machine that was held up
+        found = ending()
+        assert found.startswith("0 [] ")
+        if found == "0 [] True":
+            return
+    pytest.fail("three times a second of processor time or more")
 
 
 @pytest.mark.parametrize("name", app.COMMANDS)

@@ -1,5 +1,6 @@
 import dataclasses
 import math
+import subprocess
 import sys
 
 import pytest
@@ -20,6 +21,17 @@ def test_recipes_are_found_by_walking_a_package_in_the_order_of_their_names(toys
 def test_a_recipe_is_loaded_by_name_or_by_reference(toys):
     by_name = load_recipe("toys/good", toys.name)
     assert by_name == load_recipe(f"{toys.name}.good:RECIPE")
+
+
+def test_a_built_in_recipe_is_loaded_without_the_others(tmp_path):
+    code = """
+import sys
+from thalweg.lab.catalogue import load_recipe
+print(load_recipe("luck_matters/figure_10").reference)
+print("thalweg.recipes.embedding_principle.figure_1" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["thalweg.recipes.luck_matters.figure_10:RECIPE", "False"]
 
 
 def test_finding_recipes_does_not_import_torch(toys):

@@ -101,6 +101,8 @@ def test_ranks_and_best_matches() -> None:
     assert mean_rank(rho, torch.tensor([3, 0])) == 1.0
     assert mean_rank(rho, torch.tensor([1, 3])) == pytest.approx(2 / 3)
     assert mean_rank(rho[:1], torch.tensor([0, 0])) == 0.0
+    dead = torch.cat([rho, torch.zeros(len(rho), 1).to(rho)], 1)  # a teacher node that does not vary has no winner
+    assert mean_rank(dead, torch.tensor([1, 3, 0])) == pytest.approx(2 / 3)
 
 
 def test_refuses_what_it_cannot_correlate() -> None:

@@ -1,6 +1,7 @@
 """The catalogue: the recipes of a package, and a user's own by `module:name`."""
 
 import importlib
+import importlib.util
 import pkgutil
 from dataclasses import dataclass
 
@@ -65,11 +66,26 @@ def load_recipe(reference: str, package: str = BUILT_IN) -> Entry:
     """
     if ":" in reference:
         return Entry(reference, _imported(reference))
+    found = _at_its_place(reference, package)
+    if found is not None:
+        return found
     entries = {entry.recipe.name: entry for entry in find_recipes(package)}
     if reference not in entries:
         hint = did_you_mean(reference, entries) or "See `thalweg recipes`, or give module:NAME of your own."
         raise ConfigError(f"Expected the name of a recipe. Got {reference!r}. {hint}")
     return entries[reference]
+
+
+def _at_its_place(name: str, package: str) -> Entry | None:
+    """Load a recipe from the module of its name without importing the others; None where it lies elsewhere."""
+    module_name = f"{package}.{name.replace('/', '.')}"
+    try:
+        spec = importlib.util.find_spec(module_name)
+    except (ImportError, ValueError):
+        spec = None
+    module = importlib.import_module(module_name) if spec is not None else None
+    recipe = getattr(module, "RECIPE", None)
+    return Entry(f"{module_name}:RECIPE", recipe) if isinstance(recipe, Recipe) and recipe.name == name else None
 
 
 def _imported(reference: str) -> Recipe:

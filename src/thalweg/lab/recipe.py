@@ -29,9 +29,7 @@ class Preset(BaseModel):
     Frozen; unknown keys, NaN and infinity are refused.
     """
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, validate_default=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of every random number of the run."""

@@ -259,7 +259,7 @@ def mean_rank(rho: Float[Tensor, "students teachers"], winners: Int[Tensor, " te
 
     Returns:
         The mean over the teacher's nodes of the share of other students that are strictly better; 0 if there is one
-        student.
+        student. Teacher nodes that correlate with no student, as they do not vary, are left out; NaN if all are.
 
     Source:
         tian2019luck (arXiv 1905.13405), section 4.2: the rank is normalised to [0, 1], 0 is first.
@@ -270,4 +270,5 @@ def mean_rank(rho: Float[Tensor, "students teachers"], winners: Int[Tensor, " te
     """
     others = max(len(rho) - 1, 1)
     own = rho.gather(0, winners.unsqueeze(0))
-    return float((rho > own).sum(0).double().mean() / others)
+    varies = (rho != 0).any(0)
+    return float((rho > own)[:, varies].sum(0).double().mean() / others)

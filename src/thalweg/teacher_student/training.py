@@ -15,6 +15,7 @@ from thalweg.teacher_student.fused import FusedStepper, is_fusable
 from thalweg.teacher_student.kept import KeptFalls, falls_name
 from thalweg.teacher_student.runs import Fall, Observe, Pair, Run, Source
 from thalweg.teacher_student.stepping import AutogradStepper, Masks, Stepper
+from thalweg.teacher_student.together import advance, workers_of
 from thalweg.training.naming import worded
 
 ENGINES = ("auto", "fused", "autograd")
@@ -38,6 +39,7 @@ def train_students(  # noqa: PLR0913 - the pairs, and one keyword for each choic
     observe: Observe | None = None,
     masks: Sequence[Masks] | None = None,
     engine: str = "auto",
+    workers: int | None = None,
     keep: str | os.PathLike[str] | None = None,
     progress: Callable[[float, str], None] | None = None,
 ) -> tuple[Fall, ...]:
@@ -45,7 +47,7 @@ def train_students(  # noqa: PLR0913 - the pairs, and one keyword for each choic
 
     Teachers run in eval mode, with their running statistics; students run in train mode, and their BatchNorms update
     theirs as torch does. Neither is changed, but the sources are drawn from. Torch's global randomness is not used.
-    A pair's result does not depend on the others.
+    A pair's result does not depend on the others, nor on how many train at a time.
 
     Args:
         teachers: one a pair; may be one module several times.
@@ -59,6 +61,8 @@ def train_students(  # noqa: PLR0913 - the pairs, and one keyword for each choic
         masks: for each pair, parameter -> 0 where it is held at zero and 1 elsewhere (pruned weights).
         engine: "fused" writes forward and backward of fully connected chains as their products, without autograd;
             "autograd" takes any module; "auto" takes the first where it can. Both agree to rounding.
+        workers: students that train at a time, each in a thread with one of torch's threads; with one, the calling
+            thread trains them one after another. Default: on the CPU as many as torch uses, elsewhere one.
         keep: folder for the state at each observation, from which the same call goes on; sources must have `state`
             and `load_state`. Data that `observe` holds do not tell one training from another. Remove the folder when
             the training is over.
@@ -68,7 +72,7 @@ def train_students(  # noqa: PLR0913 - the pairs, and one keyword for each choic
         One result a pair.
 
     Raises:
-        ConfigError: a number out of range, an unknown engine, or sources that cannot be kept.
+        ConfigError: a number out of range (no workers among them), an unknown engine, or sources that cannot be kept.
         ShapeError: the lists differ in length, students in architecture, a teacher's outputs from its student's,
             masks from the parameters, or inputs from what the networks read.
         StructureError: a student drops at random or has nothing to train, a teacher's BatchNorm has no running
@@ -94,6 +98,7 @@ def train_students(  # noqa: PLR0913 - the pairs, and one keyword for each choic
     rates, marks = _rates(learning_rate, steps), _marks(observe_at, steps)
     pairs = _pairs(teachers, students, sources, masks)
     _require_trainable(pairs, batch_size)
+    at_once = workers_of(workers, len(pairs), next(pairs[0].student.parameters()).device)
     chosen = _chosen(engine, pairs)
     runs = [Run(pair, functools.partial(_stepper, chosen, pair.masks, batch_size), batch_size) for pair in pairs]
     kept, done = None, -1
@@ -108,8 +113,7 @@ def train_students(  # noqa: PLR0913 - the pairs, and one keyword for each choic
     for start, end in itertools.pairwise([0, *sorted({0, steps, *marks})]):
         if end <= done:
             continue
-        for run in runs:
-            run.advance(rates[start:end], start == 0, functools.partial(told, run.pair.place, start, end))
+        advance(runs, rates[start:end], start == 0, functools.partial(told, start), at_once)
         for run in runs:
             run.close(end, observe, is_observed=end in marks)
         if kept is not None:
@@ -128,12 +132,13 @@ class _Told:
         self._progress, self._steps, self._count = progress, steps, count
         self._last = time.monotonic()
 
-    def __call__(self, place: int, start: int, end: int, taken: int) -> None:
-        share = (start + ((end - start) * place + taken) / self._count) / self._steps
-        if self._progress is None or (share < 1 and time.monotonic() - self._last < _TOLD_EVERY):
+    def __call__(self, start: int, taken: int) -> None:
+        step = start + taken / self._count
+        if self._progress is None or (step < self._steps and time.monotonic() - self._last < _TOLD_EVERY):
             return
         self._last = time.monotonic()
-        self._progress(share, f"student {place + 1} of {self._count}, step {start + taken} of {self._steps}")
+        words = f"{self._count} students" if self._count > 1 else "student"
+        self._progress(step / self._steps, f"{words}, step {int(step)} of {self._steps}")
 
 
 def _rates(learning_rate: float | Callable[[int], float], steps: int) -> list[float]:

@@ -160,7 +160,14 @@ def student_of(teacher: Any, factor: int, norm: Norm, seed: int) -> Any:
 
 
 def fall(
-    preset: FallPreset, pairs: Pairs, share: Share, name: str, folder: Path | None, *, observed: int | None = None
+    preset: FallPreset,
+    pairs: Pairs,
+    share: Share,
+    name: str,
+    folder: Path | None,
+    *,
+    observed: int | None = None,
+    may_diverge: bool = False,
 ) -> "tuple[Fall, ...]":
     """Train the students of one setting, and watch them at the start and after every epoch.
 
@@ -171,9 +178,11 @@ def fall(
         name: of the setting.
         folder: where the training goes on after an interruption.
         observed: only so many looks, at least 2, evenly spread, start and end among them. None: every epoch.
+        may_diverge: give trainings that diverged too, see their status. Where networks are compared pair by pair they
+            may not: what is left would be no fair sample.
 
     Raises:
-        NumericalError: a training diverged.
+        NumericalError: a training diverged that may not.
     """
     from thalweg.errors import NumericalError
     from thalweg.teacher_student import train_students
@@ -193,7 +202,7 @@ def fall(
         progress=share.told(name),
     )
     for seed, found in zip(pairs.seeds, falls, strict=True):
-        if found.status == "diverged":
+        if found.status == "diverged" and not may_diverge:
             raise NumericalError(
                 f"Expected a training that ends finite. Got NaN or infinity in {name}, seed {seed}. "
                 f"Take a smaller learning_rate than {preset.learning_rate:g}."
@@ -284,18 +293,24 @@ def rows_of(preset: FallPreset, setting: str, pairs: Pairs, falls: "Sequence[Fal
 
     Returns:
         "layers": one row for each seed, layer and epoch: ρ̄, r̄ of the final winners, and the mean fan-out norm of
-        winners and of all others; "students": loss and agreement of each seed and epoch.
+        winners and of all others; "students": loss and agreement of each seed and epoch. Trainings that diverged are
+        in neither: "diverged" has a row for each, with the epoch at which it was last seen finite.
     """
     layers: Table = []
     students: Table = []
+    diverged: Table = []
     for seed, found in zip(pairs.seeds, falls, strict=True):
+        if found.status == "diverged":
+            seen_last = found.steps[-1] / preset.epoch_steps
+            diverged.append({"setting": setting, "seed": seed, "last_finite_epoch": seen_last})
+            continue
         last = found.observations[-1]
         depth = len([name for name in last if name.startswith("winner_")])
         for step, seen in zip(found.steps, found.observations, strict=True):
             shared = {"setting": setting, "seed": seed, "epoch": step / preset.epoch_steps}
             students.append({**shared, **{name: float(seen[name]) for name in SCALARS if name in seen}})
             layers += [{**shared, "layer": place, **_layer_row(seen, last, place)} for place in range(depth)]
-    return {"layers": layers, "students": students}
+    return {"layers": layers, "students": students, "diverged": diverged}
 
 
 def _layer_row(seen: "Mapping[str, Tensor]", last: "Mapping[str, Tensor]", place: int) -> dict[str, Any]:
@@ -305,9 +320,11 @@ def _layer_row(seen: "Mapping[str, Tensor]", last: "Mapping[str, Tensor]", place
     rank, read = seen[f"rank_{place}"].double(), seen[f"read_{place}"].double()
     won = torch.zeros(len(read), dtype=torch.bool)
     won[winners] = True
+    varies = last[f"best_{place}"] != 0  # of a teacher node that is constant all students are equals: it has no rank
+    ranks = rank.gather(0, winners.unsqueeze(0))[0, varies]
     return {
         "correlation": float(seen[f"best_{place}"].mean()),
-        "rank": float(rank.gather(0, winners.unsqueeze(0)).mean()) / max(len(rank) - 1, 1),
+        "rank": float(ranks.mean()) / max(len(rank) - 1, 1) if len(ranks) else None,
         "fan_out_winners": float(read[won].mean()),
         "fan_out_others": float(read[~won].mean()) if not bool(won.all()) else None,
         "num_winners": int(won.sum()),
@@ -315,10 +332,26 @@ def _layer_row(seen: "Mapping[str, Tensor]", last: "Mapping[str, Tensor]", place
 
 
 def fallen(preset: FallPreset, setting: Setting, context: Context, share: Share) -> dict[str, Table]:
-    """Let the students of one setting fall; a setting that is done is not computed again."""
+    """Let the students of one setting fall, those that diverge too; one that is done is not computed again."""
 
     def compute(folder: Path | None) -> dict[str, Any]:
         pairs = gaussian_pairs(preset, setting, context)
-        return rows_of(preset, setting.name, pairs, fall(preset, pairs, share, setting.name, folder))
+        falls = fall(preset, pairs, share, setting.name, folder, may_diverge=True)
+        return rows_of(preset, setting.name, pairs, falls)
 
     return part(context, setting.name.replace(" ", "-").replace(",", ""), f"{setting}", compute)
+
+
+def require_some(tables: Mapping[str, Table]) -> None:
+    """Require that some training stayed finite.
+
+    Raises:
+        NumericalError: there is none.
+    """
+    from thalweg.errors import NumericalError
+
+    if not tables["layers"]:
+        raise NumericalError(
+            f"Expected a training that ends finite. Got NaN or infinity in all {len(tables['diverged'])}. Take "
+            "smaller rates: --set learning_rate=… and cnn_learning_rate=…."
+        )

@@ -215,5 +215,4 @@ RECIPE = Recipe(
         "Correlations come from the weights below a layer, β* from those above it. That both agree on which student "
         "belongs to which teacher node is what lets all layers learn at once."
     ),
-    num_threads=1,
 )

@@ -15,7 +15,7 @@ from thalweg.lab.parts import Share
 from thalweg.lab.ranks import spearman
 from thalweg.lab.recipe import Context, Outcome, Recipe
 from thalweg.lab.tables import Table, Tables
-from thalweg.recipes.luck_matters.falling import WORDS, FallPreset, Kind, Norm, Setting, fallen
+from thalweg.recipes.luck_matters.falling import WORDS, FallPreset, Kind, Norm, Setting, fallen, require_some
 from thalweg.recipes.luck_matters.pictures import by_epoch, fan_out_figures, layer_figures, loss_figures
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def settings(preset: Figure7Preset) -> list[Setting]:
 def run(preset: Figure7Preset, context: Context) -> Outcome:
     """Let the students of every setting fall."""
     chosen = settings(preset)
-    tables: dict[str, Table] = {"layers": [], "students": []}
+    tables: dict[str, Table] = {"layers": [], "students": [], "diverged": []}
     shares = Share(context).split([1.0 if setting.kind == "fc" else 2.0 for setting in chosen])
     for setting, share in zip(chosen, shares, strict=True):
         own = preset.of_kind(setting.kind, setting.norm)
@@ -89,6 +89,7 @@ def run(preset: Figure7Preset, context: Context) -> Outcome:
             own = own.model_copy(update={"epochs": preset.cnn_epochs})
         for name, rows in fallen(own, setting, context, share).items():
             tables[name].extend(rows)
+    require_some(tables)
     means = by_epoch(tables["layers"])
     found = measured(means, is_quick=preset.epochs * preset.epoch_samples < _ENOUGH)
     if preset.fc_widths[0] < LARGE:  # the paper says the contrary of small teachers, see figure 9
@@ -148,8 +149,9 @@ def _read_ratio(course: Table) -> float:
 
 def figures(tables: Tables) -> "Sequence[Figure]":
     """Draw ρ̄ and r̄ of each layer, the loss, and how much winners and others are read."""
-    means = tables["by_epoch"]
-    return [*layer_figures(means), *loss_figures(tables["students"]), *fan_out_figures(means)]
+    means, diverged = tables["by_epoch"], tables.get("diverged", [])
+    drawn = layer_figures(means, diverged=diverged)
+    return [*drawn, *loss_figures(tables["students"], diverged), *fan_out_figures(means)]
 
 
 def is_falling(values: Sequence[float]) -> bool:
@@ -161,7 +163,7 @@ RECIPE = Recipe(
     name="luck_matters/figure_7",
     title="Gaussian inputs: students that meet teacher nodes, layer by layer, with BatchNorm and without",
     source="tian2019luck, figure 7",
-    version=1,
+    version=2,
     presets={"paper": PAPER, "cpu": CPU, "quick": QUICK},
     claims=(
         Claim(
@@ -249,5 +251,4 @@ RECIPE = Recipe(
         "Random teachers label Gaussian inputs; students ten times wider learn the labels alone, and yet each node "
         "of the teacher finds a student that behaves like it. The students that win were ahead when training began."
     ),
-    num_threads=1,
 )

@@ -15,9 +15,19 @@ from thalweg.lab.claims import Claim
 from thalweg.lab.parts import Share, part
 from thalweg.lab.recipe import Context, Outcome, Recipe
 from thalweg.lab.tables import Table, Tables
-from thalweg.recipes.luck_matters.falling import WORDS, FallPreset, Kind, Norm, Pairs, fall, rows_of, student_of
+from thalweg.recipes.luck_matters.falling import (
+    WORDS,
+    FallPreset,
+    Kind,
+    Norm,
+    Pairs,
+    fall,
+    require_some,
+    rows_of,
+    student_of,
+)
 from thalweg.recipes.luck_matters.figure_7 import KINDS, courses
-from thalweg.recipes.luck_matters.pictures import by_epoch, layer_figures, loss_figures, student_figures
+from thalweg.recipes.luck_matters.pictures import by_epoch, layer_figures, left_out, loss_figures, student_figures
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -105,12 +115,13 @@ QUICK = CPU.model_copy(
 def run(preset: Figure8Preset, context: Context) -> Outcome:
     """Train a teacher of each kind, then let its students fall."""
     images = _images(preset, context)
-    tables: dict[str, Table] = {"layers": [], "students": [], "teachers": []}
+    tables: dict[str, Table] = {"layers": [], "students": [], "diverged": [], "teachers": []}
     shares = Share(context).split([1.0 if kind == "fc" else 4.0 for kind in preset.kinds])
     for kind, share in zip(preset.kinds, shares, strict=True):
         found = _of_kind(preset, context, kind, images, share)
         for name, rows in found.items():
             tables[name].extend(rows)
+    require_some(tables)
     means = by_epoch(tables["layers"])
     found = measured(means, tables["students"])
     if preset.data == "digits":  # they are no test of what is said about photographs
@@ -151,13 +162,15 @@ def _of_kind(preset: Figure8Preset, context: Context, kind: Kind, images: Any, s
     key = f"{preset.data} {inputs.shape} {preset.model_dump_json()}"
     kept = part(context, f"teacher-{kind}", key, trained)
     teacher = _written(_built(preset, kind, inputs), kept["state"]).to(context.device)
-    tables: dict[str, Table] = {"layers": [], "students": [], "teachers": [{"kind": kind, **kept["row"]}]}
+    tables: dict[str, Table] = {"layers": [], "students": [], "diverged": []}
+    tables["teachers"] = [{"kind": kind, **kept["row"]}]
     for norm, own in zip(preset.norms, rest, strict=True):
         name = f"{KINDS[kind]}, {WORDS[norm]}"
 
         def compute(folder: Path | None, norm: Norm = norm, own: Share = own, name: str = name) -> dict[str, Any]:
             pairs = _pairs(preset, context, teacher, norm, inputs, test)
-            return rows_of(preset, name, pairs, fall(preset.of_kind(kind, norm), pairs, own, name, folder))
+            falls = fall(preset.of_kind(kind, norm), pairs, own, name, folder, may_diverge=True)
+            return rows_of(preset, name, pairs, falls)
 
         for table, rows in part(context, f"{kind}-{norm}", key, compute).items():
             tables[table].extend(rows)
@@ -275,16 +288,16 @@ def _mean_rank(layers: Sequence[Table]) -> float:
 def figures(tables: Tables) -> "Sequence[Figure]":
     """Draw ρ̄ and r̄ of each layer, the accuracy and the loss."""
     caption = "Share of test images that are given their class; the teachers' own is in the table."
-    students = tables["students"]
-    accuracy = student_figures(students, "accuracy", "Accuracy", caption)
-    return [*layer_figures(tables["by_epoch"]), *accuracy, *loss_figures(students)]
+    students, diverged = tables["students"], tables.get("diverged", [])
+    accuracy = student_figures(students, "accuracy", "Accuracy", f"{caption}{left_out(diverged)}")
+    return [*layer_figures(tables["by_epoch"], diverged=diverged), *accuracy, *loss_figures(students, diverged)]
 
 
 RECIPE = Recipe(
     name="luck_matters/figure_8",
     title="CIFAR-10: students of a trained teacher, layer by layer, with BatchNorm and without",
     source="tian2019luck, figure 8",
-    version=1,
+    version=2,
     presets={"paper": PAPER, "cpu": CPU, "quick": QUICK},
     claims=(
         Claim(

@@ -7,6 +7,7 @@ the small one down, and on the same number of samples a finite set leaves correl
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -15,7 +16,7 @@ from thalweg.lab.claims import Claim
 from thalweg.lab.parts import Share
 from thalweg.lab.recipe import Context, Outcome, Recipe
 from thalweg.lab.tables import Table, Tables
-from thalweg.recipes.luck_matters.falling import WORDS, FallPreset, Kind, Setting, fallen
+from thalweg.recipes.luck_matters.falling import WORDS, FallPreset, Kind, Setting, fallen, require_some
 from thalweg.recipes.luck_matters.figure_7 import courses
 from thalweg.recipes.luck_matters.pictures import by_epoch, layer_figures, loss_figures
 
@@ -84,15 +85,23 @@ def run(preset: Figure9Preset, context: Context) -> Outcome:
         (longer, Setting(name, preset.finite_kind, widths, "none", samples))
         for name, samples in ((INFINITE, None), (FINITE, preset.finite_samples))
     ]
-    tables: dict[str, Table] = {"layers": [], "students": []}
-    shares = Share(context).split([_cost(setting) for _, setting in (*sizes, *amounts)])
-    for (own, setting), share in zip((*sizes, *amounts), shares, strict=True):
+    tables: dict[str, Table] = {"layers": [], "students": [], "diverged": []}
+    # the small teacher without BatchNorm is what the finite set is held against, where that is fully connected
+    alike = {(own, replace(setting, name="")): setting.name for own, setting in sizes}
+    jobs = [*sizes, *(job for job in amounts if (job[0], replace(job[1], name="")) not in alike)]
+    shares = Share(context).split([_cost(setting) for _, setting in jobs])
+    for (own, setting), share in zip(jobs, shares, strict=True):
         for name, rows in fallen(own, setting, context, share).items():
             tables[name].extend(rows)
+    for own, setting in amounts:
+        done = alike.get((own, replace(setting, name="")))
+        for rows in tables.values() if done else ():
+            rows += [row | {"setting": setting.name} for row in rows if row["setting"] == done]
+    require_some(tables)
     means = by_epoch(tables["layers"])
     found = measured(means, preset.threshold)
     if preset.epochs * preset.epoch_samples < _ENOUGH:
-        found = {"stalls": found["stalls"]}
+        found = {name: value for name, value in found.items() if name == "stalls"}
     return Outcome(tables={**tables, "by_epoch": means}, measured=found)
 
 
@@ -105,21 +114,29 @@ def _cost(setting: Setting) -> float:
 
 def measured(means: Table, threshold: float) -> dict[str, Any]:
     """Measure the claims on the means over seeds."""
-    words = {norm: WORDS[norm] for norm in ("none", "after_relu")}
-    lowest = {(size, norm): courses(means, f"{size}, {words[norm]}")[0] for size in (SMALL, LARGE) for norm in words}
-    reached = {key: _reached(course, threshold) for key, course in lowest.items()}
-    small, large = reached[SMALL, "none"], reached[LARGE, "none"]
-    whole = lowest[LARGE, "none"][-1]["epoch"]
+    names = {(size, norm): f"{size}, {WORDS[norm]}" for size in (SMALL, LARGE) for norm in ("none", "after_relu")}
+    layers = {key: courses(means, name) for key, name in (*names.items(), (INFINITE, INFINITE), (FINITE, FINITE))}
+    ends = {key: _end(own) for key, own in layers.items() if own}  # one whose trainings all diverged has none
     found: dict[str, Any] = {}
-    if small is not None or large is not None:  # what is not covered at all counts with the whole training
-        epochs = [whole if epoch is None else epoch for epoch in (small, large)]
-        ratio = epochs[1] / epochs[0] if epochs[0] else math.inf if epochs[1] else 1.0
-        found["faster"] = {"ratio": ratio, "small": small, "large": large, "epochs": whole}
-    ends = {key: _end(courses(means, f"{key[0]}, {words[key[1]]}")) for key in lowest}
-    found["norm_hurts"] = ends[SMALL, "after_relu"] - ends[SMALL, "none"]
-    found["norm_helps"] = ends[LARGE, "after_relu"] - ends[LARGE, "none"]
-    found["stalls"] = _end(courses(means, INFINITE)) - _end(courses(means, FINITE))
+    small, large = layers[SMALL, "none"], layers[LARGE, "none"]
+    if small and large:
+        found |= _faster(small[0], large[0], threshold)
+    for claim, size in (("norm_hurts", SMALL), ("norm_helps", LARGE)):
+        if {(size, "none"), (size, "after_relu")} <= set(ends):
+            found[claim] = ends[size, "after_relu"] - ends[size, "none"]
+    if {INFINITE, FINITE} <= set(ends):
+        found["stalls"] = ends[INFINITE] - ends[FINITE]
     return found
+
+
+def _faster(small: Table, large: Table, threshold: float) -> dict[str, Any]:
+    """Compare when the lowest layers are covered; what is not covered at all counts with the whole training."""
+    reached, whole = [_reached(course, threshold) for course in (small, large)], large[-1]["epoch"]
+    if reached == [None, None]:
+        return {}
+    epochs = [whole if epoch is None else epoch for epoch in reached]
+    ratio = epochs[1] / epochs[0] if epochs[0] else math.inf if epochs[1] else 1.0
+    return {"faster": {"ratio": ratio, "small": reached[0], "large": reached[1], "epochs": whole}}
 
 
 def _end(layers: Sequence[Table]) -> float:
@@ -141,14 +158,16 @@ def _reached(course: Table, threshold: float) -> float | None:
 
 def figures(tables: Tables) -> "Sequence[Figure]":
     """Draw ρ̄ of each layer in every setting, and the losses."""
-    return [*layer_figures(tables["by_epoch"], ("correlation",)), *loss_figures(tables["students"])]
+    diverged = tables.get("diverged", [])
+    drawn = layer_figures(tables["by_epoch"], ("correlation",), diverged)
+    return [*drawn, *loss_figures(tables["students"], diverged)]
 
 
 RECIPE = Recipe(
     name="luck_matters/figure_9",
     title="Small teachers and large ones, infinite samples and finite ones",
     source="tian2019luck, figure 9",
-    version=1,
+    version=2,
     presets={"paper": PAPER, "cpu": CPU, "quick": QUICK},
     claims=(
         Claim(
@@ -188,5 +207,4 @@ RECIPE = Recipe(
         "How soon students find the nodes of their teacher depends on how many of these there are; on a finite set "
         "some nodes hardly ever see a sample that activates them."
     ),
-    num_threads=1,
 )

@@ -367,5 +367,4 @@ RECIPE = Recipe(
         "the same start, with the largest by weights, and with a narrow network as torch starts it. All nodes of a "
         "start are drawn alike, so that those of a new draw are any nodes: lucky ones differ from them by luck alone."
     ),
-    num_threads=1,
 )

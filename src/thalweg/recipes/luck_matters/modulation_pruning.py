@@ -305,5 +305,4 @@ RECIPE = Recipe(
         "the teacher), or at random. Every cut network is measured as it is, and after a short training. What a "
         "removed node gave on average is not put into the next layer's bias."
     ),
-    num_threads=1,
 )

@@ -1,5 +1,6 @@
 """Figures of lab 4, drawn from its tables."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from thalweg.lab.parts import averages
@@ -21,11 +22,19 @@ def by_epoch(layers: Table) -> Table:
     )
 
 
-def layer_figures(means: Table, measures: tuple[str, ...] = ("correlation", "rank")) -> "list[Figure]":
+def left_out(diverged: Sequence[dict[str, Any]]) -> str:
+    """Say which trainings diverged, as a sentence for captions; nothing if none did."""
+    names = [f"seed {row['seed']} of {row['setting']}" for row in diverged]
+    return f" Left out, as their training diverged: {'; '.join(names)}." if names else ""
+
+
+def layer_figures(
+    means: Table, measures: tuple[str, ...] = ("correlation", "rank"), diverged: Sequence[dict[str, Any]] = ()
+) -> "list[Figure]":
     """Draw ρ̄ and r̄ over the epochs, one picture for each setting and a line with a band for each layer."""
     from thalweg.lab.figures import curves
 
-    found = []
+    found, ending = [], left_out(diverged)
     for setting in dict.fromkeys(row["setting"] for row in means):
         for name in measures:
             word, caption = MEASURES[name]
@@ -34,7 +43,7 @@ def layer_figures(means: Table, measures: tuple[str, ...] = ("correlation", "ran
                     [{**row, "line": f"layer {row['layer']}"} for row in means if row["setting"] == setting],
                     id=f"{name}-{slug(setting)}",
                     title=f"{word}: {setting}",
-                    caption=f"{caption}. Layer 0 is the lowest. Means over seeds with their range.",
+                    caption=f"{caption}. Layer 0 is the lowest. Means over seeds with their range.{ending}",
                     x="epoch",
                     y=name,
                     series="line",
@@ -68,10 +77,10 @@ def student_figures(students: Table, name: str, title: str, caption: str, *, log
     ]
 
 
-def loss_figures(students: Table) -> "list[Figure]":
+def loss_figures(students: Table, diverged: Sequence[dict[str, Any]] = ()) -> "list[Figure]":
     """Draw the loss of all settings."""
     caption = "Mean squared difference of the outputs of student and teacher, on samples of their own."
-    return student_figures(students, "loss", "Loss", caption, log_y=True)
+    return student_figures(students, "loss", "Loss", f"{caption}{left_out(diverged)}", log_y=True)
 
 
 def fan_out_figures(means: Table) -> "list[Figure]":
