@@ -6,6 +6,7 @@ from pydantic import ValidationError
 from thalweg.lab.claims import judge
 from thalweg.lab.recipe import Context
 from thalweg.recipes.luck_matters.theorem_5 import RECIPE, Theorem5Preset
+from thalweg.teacher_student import matrix_course
 
 TESTED = {"unlucky", "lucky", "theorem_4", "orthogonal", "conserved"}
 
@@ -42,3 +43,25 @@ def test_claims_can_fail_and_a_vacuous_bound_tests_nothing():
 def test_sizes_that_leave_no_unlucky_student_are_refused_before_anything_runs(sizes):
     with pytest.raises(ValidationError, match="Expected teachers < students <= num_inputs"):
         Theorem5Preset(**sizes)
+
+
+def test_an_interrupted_run_does_not_follow_a_course_again(tmp_path, monkeypatch):
+    preset = RECIPE.presets["quick"].model_copy(update={"num_runs": 3, "iterations": 40})
+    whole = RECIPE.run(preset, Context())
+    followed: list[int] = []
+
+    def counted(*args, **options):
+        followed.append(1)
+        return matrix_course(*args, **options)
+
+    def stop(share: float, text: str) -> None:
+        if text.startswith("matrix dynamics: run 3"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("thalweg.teacher_student.matrix_course", counted)
+    with pytest.raises(KeyboardInterrupt):
+        RECIPE.run(preset, Context(folder=tmp_path, progress=stop))
+    assert len(followed) == 2
+    again = RECIPE.run(preset, Context(folder=tmp_path))
+    assert len(followed) == 3
+    assert (again.measured, again.tables) == (whole.measured, whole.tables)

@@ -11,14 +11,16 @@ from pydantic import Field, model_validator
 
 from thalweg.errors import ConfigError
 from thalweg.lab.claims import Claim
+from thalweg.lab.parts import Share
 from thalweg.lab.recipe import Context, Outcome, Preset, Recipe
 from thalweg.lab.tables import Table, Tables
+from thalweg.recipes.luck_matters.matrix_runs import bands, matrix_courses, ratios_of
 
 if TYPE_CHECKING:
     import torch
 
     from thalweg.lab.figures import Figure
-    from thalweg.teacher_student import Bound, Constants, Course, MatrixCourse
+    from thalweg.teacher_student import Bound, Constants, Course
 
 _ENOUGH = 6_000  # iterations for which facts about the original's run are known
 _STD_OF_RADIAL = 10.0  # of the inputs: the paper's GAUS
@@ -95,54 +97,20 @@ QUICK = PAPER.model_copy(
 
 def run(preset: Theorem5Preset, context: Context) -> Outcome:
     """Run the matrix dynamics, theorems 4 and 5 where their premises hold, and theorem 3."""
-    import torch
-
-    from thalweg.teacher_student import matrix_course
-
     context.progress(0.0, "theorems 4 and 5 where their premises hold")
     tables, measured = _separated(preset)
     context.progress(0.1, "theorem 3")
     radial, drifts, exponents = _conserved(preset)
-    own: dict[str, Any] = {"step": preset.learning_rate, "steps": preset.iterations}
-    own |= {name: getattr(preset, name) for name in ("factor", "batch_size", "perturbation", "record_every")}
-    courses = []
-    for number in range(preset.num_runs):
-        context.progress(0.2 + 0.8 * number / preset.num_runs, f"matrix dynamics {number + 1} of {preset.num_runs}")
-        generator = torch.Generator().manual_seed(preset.seed * 1_000 + number)
-        courses.append(matrix_course(preset.widths, generator, **own))
-    ratios = [_ratios(course) for course in courses]
+    courses = matrix_courses(preset, Share(context, 0.2, 1.0))
+    ratios = [ratios_of(course) for course in courses]
     for name in ("extremes", "medians"):
         measured[name] = {"iterations": preset.iterations, "ratios": [r[name] for r in ratios]}
     measured["orthogonal"] = {f"{row['norm']}, {row['biases']}": row["radial"] for row in radial}
     measured["conserved"] = exponents
-    tables |= {"fan_out": _bands(courses), "radial": radial, "drift": drifts}
+    tables |= {"fan_out": bands(courses), "radial": radial, "drift": drifts}
     tables["runs"] = [{"run": i + 1, **r} for i, r in enumerate(ratios)]
     context.progress(1.0, f"{preset.num_runs} runs")
     return Outcome(tables=tables, measured=measured)
-
-
-def _ratios(course: "MatrixCourse") -> dict[str, float]:
-    near, far = course.relevant[-1], course.irrelevant[-1]
-    return {
-        "extremes": float(near.min() / far.max()),
-        "medians": float(near.median() / far.median()),
-        "least_relevant": float(near.min()),
-        "most_irrelevant": float(far.max()),
-        "least_alignment": float(course.alignment.min()),
-    }
-
-
-def _bands(courses: "Sequence[MatrixCourse]") -> Table:
-    """Give median, least and most ‖v_j‖ over the nodes of all runs."""
-    import torch
-
-    rows = []
-    for name in ("relevant", "irrelevant"):
-        norms = torch.cat([getattr(course, name) for course in courses], 1)
-        for step, values in zip(courses[0].steps, norms, strict=True):
-            low, high = float(values.min()), float(values.max())
-            rows.append({"set": name, "step": step, "norm": float(values.median()), "least": low, "most": high})
-    return rows
 
 
 def _separated(preset: Theorem5Preset) -> tuple[dict[str, Table], dict[str, object]]:
