@@ -1,9 +1,7 @@
 """Students in training: the fused engine against a plain loop, interruptions, divergence, masks, errors."""
 
 import copy
-import threading
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -292,90 +290,6 @@ def test_a_fall_is_written_into_a_module_and_progress_is_told(monkeypatch: pytes
     require_same(fall.state, student)
     with pytest.raises(CheckpointError):
         fall.write(pair("none")[1])
-
-
-def several(count: int = 3, **changed: object) -> tuple[Fall, ...]:
-    both = [pair("after_relu", seed=seed) for seed in range(count)]
-    given: dict[str, object] = {"steps": 40, "batch_size": 7, "observe_at": [0, 20, 40]}
-    given["observe"] = lambda step, k, module: {"first": next(module.parameters()).detach()}
-    given |= {"teachers": [t for t, _ in both], "students": [s for _, s in both]}
-    given["sources"] = [stream(seed) for seed in range(count)]
-    return train_students(**(given | changed))  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("engine", ["fused", "autograd"])
-def test_what_students_come_to_does_not_depend_on_how_many_train_at_a_time(engine: str) -> None:
-    before = torch.get_num_threads()
-    alone, together = (several(engine=engine, workers=workers) for workers in (1, 2))
-    assert torch.get_num_threads() == before
-    for one, other in zip(alone, together, strict=True):
-        assert_close(one.state, other.state, rtol=0, atol=0)
-        assert_close(one.losses, other.losses, rtol=0, atol=0)
-        assert_close(one.observations, other.observations, rtol=0, atol=0)
-
-
-def test_each_student_in_a_thread_has_one_of_torchs_threads() -> None:
-    seen: dict[int, tuple[int, int]] = {}
-
-    def watched(seed: int) -> Callable[[int], Tensor]:
-        source = stream(seed)
-
-        def draw(count: int) -> Tensor:
-            seen[seed] = threading.get_ident(), torch.get_num_threads()
-            return source(count)
-
-        return draw
-
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        several(2, sources=[watched(0), watched(1)])  # by default as many as torch has threads
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
-    assert len({ident for ident, _ in seen.values()} | {threading.get_ident()}) == 3
-    assert [threads for _, threads in seen.values()] == [1, 1]
-
-
-@pytest.mark.parametrize("raised", [KeyboardInterrupt, RuntimeError])
-def test_what_one_student_or_the_reader_raises_ends_all(
-    raised: type[BaseException], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("thalweg.teacher_student.runs._HELD", 1000)
-    monkeypatch.setattr("thalweg.teacher_student.training._TOLD_EVERY", 0.0)
-    drawn: list[int] = []
-
-    class Broken(Exception):
-        pass
-
-    def endless(count: int) -> Tensor:
-        drawn.append(count)
-        return torch.zeros(count, 5, dtype=torch.float64)
-
-    def broken(count: int) -> Tensor:
-        while not drawn:
-            time.sleep(0.001)
-        raise Broken
-
-    def stop(share: float, text: str) -> None:
-        raise raised
-
-    with pytest.raises(Broken):
-        several(2, sources=[endless, broken], steps=10**6, observe_at=[], workers=2)
-    with pytest.raises(raised):
-        several(2, steps=10**6, observe_at=[], workers=2, progress=stop)
-    count = len(drawn)
-    assert 0 < count < 10**6
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("student")]
-
-
-def test_progress_of_several_is_told_by_the_calling_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("thalweg.teacher_student.training._TOLD_EVERY", 0.0)
-    told: list[tuple[float, str, int]] = []
-    several(workers=2, progress=lambda share, text: told.append((share, text, threading.get_ident())))
-    assert told[-1] == (1.0, "3 students, step 40 of 40", threading.get_ident())
-    assert [share for share, *_ in told] == sorted(share for share, *_ in told)
-    assert {ident for *_, ident in told} == {threading.get_ident()}
 
 
 FLAT = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2)).double()

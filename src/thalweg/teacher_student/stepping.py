@@ -58,6 +58,7 @@ class AutogradStepper:
         self._masked = [(named[name], mask.to(named[name].device)) for name, mask in masks.items()]
         self._mask()
 
+    @torch.enable_grad()
     def advance(self, inputs: Tensor, targets: Tensor, rates: Sequence[float]) -> Tensor:
         """Take one step for each rate; arguments and result as of `Stepper`."""
         size = len(inputs) // len(rates)

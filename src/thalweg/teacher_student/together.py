@@ -18,29 +18,32 @@ class _Stopped(Exception):
     """The training is over for another reason."""
 
 
-def workers_of(workers: int | None, count: int, device: torch.device) -> int:
+def workers_of(workers: int | None, count: int, device: torch.device, *, are_apart: bool) -> int:
     """Choose how many students train at a time.
 
     Args:
-        workers: what was asked for; None: as many as torch has threads, on the CPU.
+        workers: what was asked for; None: as many as torch has threads, on the CPU, where sources are apart.
         count: of students.
         device: where they are.
+        are_apart: whether sources are known to share nothing.
 
     Raises:
         ConfigError: fewer than one was asked for.
     """
     if workers is not None and workers < 1:
         raise ConfigError(f"Expected at least one worker. Got {workers}. Leave it out for torch's number of threads.")
-    usual = torch.get_num_threads() if device.type == "cpu" else 1
+    usual = torch.get_num_threads() if device.type == "cpu" and are_apart else 1
     return min(usual if workers is None else workers, count)
 
 
 def advance(
     runs: Sequence[Run], rates: Sequence[float], is_first: bool, tell: Callable[[int], None], workers: int
 ) -> None:
-    """Take a step of every run for each learning rate; what comes of them does not depend on the number of workers.
+    """Take a step of every run for each learning rate.
 
-    torch's operations hold no lock of Python's, so that threads run side by side where these are large enough.
+    torch's operations hold no lock of Python's, so that threads run side by side where these are large enough. What
+    comes of the runs depends on the number of workers by rounding alone, as some of torch's sums (those of BatchNorm)
+    depend on its number of threads.
 
     Args:
         runs: the trainings.
@@ -52,7 +55,10 @@ def advance(
     Raises:
         Exception: what one of the runs raised; the others are left within a few steps.
     """
-    taken = [0] * len(runs)
+    taken = [0 if run.is_going else len(rates) for run in runs]  # one that diverged has no more to do
+    if not any(run.is_going for run in runs):
+        tell(sum(taken))
+        return
     if workers == 1:
         for k, run in enumerate(runs):
 
@@ -62,7 +68,7 @@ def advance(
 
             run.advance(rates, is_first, count)
         return
-    is_over = threading.Event()
+    is_over, is_inference = threading.Event(), torch.is_inference_mode_enabled()
 
     def work(k: int) -> None:
         def count(steps: int) -> None:
@@ -71,9 +77,11 @@ def advance(
                 raise _Stopped
 
         if not is_over.is_set():
-            runs[k].advance(rates, is_first, count)
+            with torch.inference_mode(is_inference):  # a mode holds for its thread alone
+                runs[k].advance(rates, is_first, count)
 
-    with _threads_as_before(), ThreadPoolExecutor(workers, "student", torch.set_num_threads, (1,)) as pool:
+    each = max(1, torch.get_num_threads() // workers)
+    with _threads_as_before(), ThreadPoolExecutor(workers, "student", torch.set_num_threads, (each,)) as pool:
         try:
             _await([pool.submit(work, k) for k in range(len(runs))], lambda: tell(sum(taken)))
         finally:

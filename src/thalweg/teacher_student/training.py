@@ -47,7 +47,8 @@ def train_students(  # noqa: PLR0913 - the pairs, and one keyword for each choic
 
     Teachers run in eval mode, with their running statistics; students run in train mode, and their BatchNorms update
     theirs as torch does. Neither is changed, but the sources are drawn from. Torch's global randomness is not used.
-    A pair's result does not depend on the others, nor on how many train at a time.
+    A pair's result does not depend on the others, nor on how many train at a time, but for rounding: some of torch's
+    sums (those of its BatchNorm) depend on how many of its threads a student has.
 
     Args:
         teachers: one a pair; may be one module several times.
@@ -61,8 +62,10 @@ def train_students(  # noqa: PLR0913 - the pairs, and one keyword for each choic
         masks: for each pair, parameter -> 0 where it is held at zero and 1 elsewhere (pruned weights).
         engine: "fused" writes forward and backward of fully connected chains as their products, without autograd;
             "autograd" takes any module; "auto" takes the first where it can. Both agree to rounding.
-        workers: students that train at a time, each in a thread with one of torch's threads; with one, the calling
-            thread trains them one after another. Default: on the CPU as many as torch uses, elsewhere one.
+        workers: students that train at a time, each in a thread; they share torch's threads. With one, the calling
+            thread trains them one after another. More need sources that share nothing, no generator, no iterator,
+            nor torch's global randomness. Default: on the CPU as many as torch has threads, where all sources have
+            `state` and `load_state`; elsewhere one.
         keep: folder for the state at each observation, from which the same call goes on; sources must have `state`
             and `load_state`. Data that `observe` holds do not tell one training from another. Remove the folder when
             the training is over.
@@ -98,7 +101,8 @@ def train_students(  # noqa: PLR0913 - the pairs, and one keyword for each choic
     rates, marks = _rates(learning_rate, steps), _marks(observe_at, steps)
     pairs = _pairs(teachers, students, sources, masks)
     _require_trainable(pairs, batch_size)
-    at_once = workers_of(workers, len(pairs), next(pairs[0].student.parameters()).device)
+    are_apart, device = _have_states(sources), next(pairs[0].student.parameters()).device
+    at_once = workers_of(workers, len(pairs), device, are_apart=are_apart)
     chosen = _chosen(engine, pairs)
     runs = [Run(pair, functools.partial(_stepper, chosen, pair.masks, batch_size), batch_size) for pair in pairs]
     kept, done = None, -1
@@ -242,8 +246,12 @@ def _chosen(engine: str, pairs: Sequence[Pair]) -> str:
     return "fused" if can and engine != "autograd" else "autograd"
 
 
+def _have_states(sources: Sequence[Source]) -> bool:
+    return all(hasattr(source, "state") and hasattr(source, "load_state") for source in sources)
+
+
 def _require_states(sources: Sequence[Source]) -> None:
-    if not all(hasattr(source, "state") and hasattr(source, "load_state") for source in sources):
+    if not _have_states(sources):
         raise ConfigError(
             "Expected sources with state and load_state, as `keep` is given. Got one without. Take one of "
             "thalweg.data, or leave `keep` out."

@@ -320,7 +320,8 @@ def _layer_row(seen: "Mapping[str, Tensor]", last: "Mapping[str, Tensor]", place
     rank, read = seen[f"rank_{place}"].double(), seen[f"read_{place}"].double()
     won = torch.zeros(len(read), dtype=torch.bool)
     won[winners] = True
-    varies = last[f"best_{place}"] != 0  # of a teacher node that is constant all students are equals: it has no rank
+    # of a teacher node that is constant all students are equals: it has no rank
+    varies = (last[f"best_{place}"] != 0) | (last[f"rank_{place}"] != 0).any(0)
     ranks = rank.gather(0, winners.unsqueeze(0))[0, varies]
     return {
         "correlation": float(seen[f"best_{place}"].mean()),
@@ -342,6 +343,25 @@ def fallen(preset: FallPreset, setting: Setting, context: Context, share: Share)
     return part(context, setting.name.replace(" ", "-").replace(",", ""), f"{setting}", compute)
 
 
+def in_common(tables: Mapping[str, Table], name: str = "layers") -> Table:
+    """Give the rows of seeds that stayed finite in all settings that are left: others have no counterpart.
+
+    Args:
+        tables: of `rows_of`, of all settings.
+        name: of the table.
+    """
+    seeds: dict[str, set[int]] = {}
+    for row in tables["layers"]:
+        seeds.setdefault(row["setting"], set()).add(row["seed"])
+    shared = set.intersection(*seeds.values()) if seeds else set()
+    return [row for row in tables[name] if row["seed"] in shared]
+
+
+def is_missing_some(tables: Mapping[str, Table]) -> bool:
+    """Say whether all trainings of some setting diverged: of what every setting does there is nothing to say."""
+    return bool({row["setting"] for row in tables["diverged"]} - {row["setting"] for row in tables["layers"]})
+
+
 def require_some(tables: Mapping[str, Table]) -> None:
     """Require that some training stayed finite.
 
@@ -353,5 +373,5 @@ def require_some(tables: Mapping[str, Table]) -> None:
     if not tables["layers"]:
         raise NumericalError(
             f"Expected a training that ends finite. Got NaN or infinity in all {len(tables['diverged'])}. Take "
-            "smaller rates: --set learning_rate=… and cnn_learning_rate=…."
+            "smaller rates: learning_rate=… and cnn_learning_rate=…."
         )

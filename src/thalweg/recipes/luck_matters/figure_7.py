@@ -15,7 +15,17 @@ from thalweg.lab.parts import Share
 from thalweg.lab.ranks import spearman
 from thalweg.lab.recipe import Context, Outcome, Recipe
 from thalweg.lab.tables import Table, Tables
-from thalweg.recipes.luck_matters.falling import WORDS, FallPreset, Kind, Norm, Setting, fallen, require_some
+from thalweg.recipes.luck_matters.falling import (
+    WORDS,
+    FallPreset,
+    Kind,
+    Norm,
+    Setting,
+    fallen,
+    in_common,
+    is_missing_some,
+    require_some,
+)
 from thalweg.recipes.luck_matters.pictures import by_epoch, fan_out_figures, layer_figures, loss_figures
 
 if TYPE_CHECKING:
@@ -91,7 +101,10 @@ def run(preset: Figure7Preset, context: Context) -> Outcome:
             tables[name].extend(rows)
     require_some(tables)
     means = by_epoch(tables["layers"])
-    found = measured(means, is_quick=preset.epochs * preset.epoch_samples < _ENOUGH)
+    fair = by_epoch(in_common(tables))
+    found = measured(fair, is_quick=preset.epochs * preset.epoch_samples < _ENOUGH)
+    if is_missing_some(tables):  # the claim is about every setting
+        found.pop("grows", None)
     if preset.fc_widths[0] < LARGE:  # the paper says the contrary of small teachers, see figure 9
         found.pop("norm_fc", None)
     return Outcome(tables={**tables, "by_epoch": means}, measured=found)
@@ -103,14 +116,14 @@ def measured(means: Table, *, is_quick: bool) -> dict[str, Any]:
     layers = {name: courses(means, name) for name in names}
     ends = {name: [course[-1]["correlation"] for course in layers[name]] for name in names}
     starts = {name: [course[0]["correlation"] for course in layers[name]] for name in names}
-    found: dict[str, Any] = {
-        "grows": min(end - start for name in names for end, start in zip(ends[name], starts[name], strict=True))
-    }
+    gains = [end - start for name in names for end, start in zip(ends[name], starts[name], strict=True)]
+    found: dict[str, Any] = {"grows": min(gains)} if gains else {}
     if is_quick:
         return found
     plain, normed = (f"FC, {WORDS[norm]}" for norm in ("none", "after_relu"))
     if plain in names:
         found |= {"lowest": ends[plain][0], "ordered": ends[plain]}
+    if plain in names and all("rank" in row for course in layers[plain] for row in course):  # not where none varies
         found |= {"early": layers[plain][0][0]["rank"]}
         found["falls"] = max(spearman(*_series(course, "epoch", "rank")) for course in layers[plain])
         found["soon"] = [_early_rank(course) for course in layers[plain]]
@@ -151,7 +164,7 @@ def figures(tables: Tables) -> "Sequence[Figure]":
     """Draw ρ̄ and r̄ of each layer, the loss, and how much winners and others are read."""
     means, diverged = tables["by_epoch"], tables.get("diverged", [])
     drawn = layer_figures(means, diverged=diverged)
-    return [*drawn, *loss_figures(tables["students"], diverged), *fan_out_figures(means)]
+    return [*drawn, *loss_figures(tables["students"], diverged), *fan_out_figures(means, diverged)]
 
 
 def is_falling(values: Sequence[float]) -> bool:

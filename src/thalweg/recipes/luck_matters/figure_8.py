@@ -22,6 +22,8 @@ from thalweg.recipes.luck_matters.falling import (
     Norm,
     Pairs,
     fall,
+    in_common,
+    is_missing_some,
     require_some,
     rows_of,
     student_of,
@@ -124,9 +126,11 @@ def run(preset: Figure8Preset, context: Context) -> Outcome:
             tables[name].extend(rows)
     require_some(tables)
     means = by_epoch(tables["layers"])
-    found = measured(means, tables["students"])
+    found = measured(by_epoch(in_common(tables)), in_common(tables, "students"))
     if preset.data == "digits":  # they are no test of what is said about photographs
-        found = {"grows": found["grows"]}
+        found = {name: value for name, value in found.items() if name == "grows"}
+    if is_missing_some(tables):  # the claim is about every setting
+        found.pop("grows", None)
     return Outcome(tables={**tables, "by_epoch": means}, measured=found)
 
 
@@ -263,6 +267,8 @@ def _teacher(
 def measured(means: Table, students: Table) -> dict[str, Any]:
     """Measure the claims on the means over seeds."""
     names = list(dict.fromkeys(row["setting"] for row in means))
+    if not names:  # no seed stayed finite in all settings
+        return {}
     layers = {name: courses(means, name) for name in names}
     last = max(row["epoch"] for row in students)
     gains: dict[str, float] = {}
@@ -272,18 +278,22 @@ def measured(means: Table, students: Table) -> dict[str, Any]:
     found: dict[str, Any] = {
         "grows": min(c[-1]["correlation"] - c[0]["correlation"] for name in names for c in layers[name]),
         "accuracy": {"best": max(gains.values()), **gains},
-        "early": max(layers[name][0][0]["rank"] for name in names),
     }
+    early = [layers[name][0][0]["rank"] for name in names if "rank" in layers[name][0][0]]
+    if early:
+        found["early"] = max(early)
     pairs = [[f"{word}, {WORDS[norm]}" for norm in ("none", "after_relu")] for word in KINDS.values()]
     ranks = [[_mean_rank(layers[name]) for name in pair] for pair in pairs if all(name in names for name in pair)]
-    if ranks:
-        found["norm_ranks"] = max(normed - plain for plain, normed in ranks)
+    gaps = [normed - plain for plain, normed in ranks if plain is not None and normed is not None]
+    if gaps:
+        found["norm_ranks"] = max(gaps)
     return found
 
 
-def _mean_rank(layers: Sequence[Table]) -> float:
-    """Mean rank of the winners at initialisation, on average over the layers."""
-    return float(sum(course[0]["rank"] for course in layers) / len(layers))
+def _mean_rank(layers: Sequence[Table]) -> float | None:
+    """Mean rank of the winners at initialisation, on average over the layers that have one."""
+    own = [course[0]["rank"] for course in layers if "rank" in course[0]]
+    return float(sum(own) / len(own)) if own else None
 
 
 def figures(tables: Tables) -> "Sequence[Figure]":

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from thalweg.lab.claims import Claim
-from thalweg.lab.parts import Share
+from thalweg.lab.parts import Share, averages
 from thalweg.lab.recipe import Context, Outcome, Recipe
 from thalweg.lab.tables import Table, Tables
-from thalweg.recipes.luck_matters.falling import WORDS, FallPreset, Kind, Setting, fallen, require_some
+from thalweg.recipes.luck_matters.falling import WORDS, FallPreset, Kind, Setting, fallen, in_common, require_some
 from thalweg.recipes.luck_matters.figure_7 import courses
-from thalweg.recipes.luck_matters.pictures import by_epoch, layer_figures, loss_figures
+from thalweg.recipes.luck_matters.pictures import by_epoch, layer_figures, left_out, loss_figures
 
 if TYPE_CHECKING:
     from thalweg.lab.figures import Figure
@@ -93,13 +93,13 @@ def run(preset: Figure9Preset, context: Context) -> Outcome:
     for (own, setting), share in zip(jobs, shares, strict=True):
         for name, rows in fallen(own, setting, context, share).items():
             tables[name].extend(rows)
+    require_some(tables)
     for own, setting in amounts:
         done = alike.get((own, replace(setting, name="")))
         for rows in tables.values() if done else ():
             rows += [row | {"setting": setting.name} for row in rows if row["setting"] == done]
-    require_some(tables)
     means = by_epoch(tables["layers"])
-    found = measured(means, preset.threshold)
+    found = measured(by_epoch(in_common(tables)), preset.threshold)
     if preset.epochs * preset.epoch_samples < _ENOUGH:
         found = {name: value for name, value in found.items() if name == "stalls"}
     return Outcome(tables={**tables, "by_epoch": means}, measured=found)
@@ -157,10 +157,37 @@ def _reached(course: Table, threshold: float) -> float | None:
 
 
 def figures(tables: Tables) -> "Sequence[Figure]":
-    """Draw ρ̄ of each layer in every setting, and the losses."""
-    diverged = tables.get("diverged", [])
-    drawn = layer_figures(tables["by_epoch"], ("correlation",), diverged)
-    return [*drawn, *loss_figures(tables["students"], diverged)]
+    """Draw the settings side by side, then ρ̄ of each layer in every one, and the losses."""
+    means, diverged = tables["by_epoch"], tables.get("diverged", [])
+    lowest = [row for row in means if row["layer"] == 0 and row["setting"] not in (INFINITE, FINITE)]
+    both = averages(
+        [row for row in means if row["setting"] in (INFINITE, FINITE)], ("setting", "epoch"), ("correlation",)
+    )
+    compared = [
+        _compared(lowest, "sizes", "Lowest layer: small teachers and large ones", "of the lowest layer", diverged),
+        _compared(both, "samples", "Infinite samples and finite ones", "on average over the layers", diverged),
+    ]
+    layers = layer_figures(means, ("correlation",), diverged)
+    return [*(figure for figure in compared if figure), *layers, *loss_figures(tables["students"], diverged)]
+
+
+def _compared(rows: Table, name: str, title: str, which: str, diverged: Table) -> "Figure | None":
+    """Draw ρ̄ of several settings in one picture; nothing where none is left."""
+    from thalweg.lab.figures import curves
+
+    if not rows:
+        return None
+    return curves(
+        rows,
+        id=f"compared-{name}",
+        title=title,
+        caption=f"Mean ρ̄ {which} over the epochs.{left_out(diverged)}",
+        x="epoch",
+        y="correlation",
+        series="setting",
+        x_title="epoch",
+        y_title="Correlation ρ̄",
+    )
 
 
 RECIPE = Recipe(

@@ -38,9 +38,12 @@ def layer_figures(
     for setting in dict.fromkeys(row["setting"] for row in means):
         for name in measures:
             word, caption = MEASURES[name]
+            rows = [row for row in means if row["setting"] == setting and row.get(name) is not None]
+            if not rows:  # no teacher node varies
+                continue
             found.append(
                 curves(
-                    [{**row, "line": f"layer {row['layer']}"} for row in means if row["setting"] == setting],
+                    [{**row, "line": f"layer {row['layer']}"} for row in rows],
                     id=f"{name}-{slug(setting)}",
                     title=f"{word}: {setting}",
                     caption=f"{caption}. Layer 0 is the lowest. Means over seeds with their range.{ending}",
@@ -83,10 +86,11 @@ def loss_figures(students: Table, diverged: Sequence[dict[str, Any]] = ()) -> "l
     return student_figures(students, "loss", "Loss", f"{caption}{left_out(diverged)}", log_y=True)
 
 
-def fan_out_figures(means: Table) -> "list[Figure]":
+def fan_out_figures(means: Table, diverged: Sequence[dict[str, Any]] = ()) -> "list[Figure]":
     """Draw how much the nodes of the top hidden layer are read: winners, and all others."""
     from thalweg.lab.figures import curves
 
+    caption = "Mean norm of the weights that read a node: the teacher nodes' best students, and others."
     tops = {row["setting"]: 0 for row in means}
     for row in means:
         tops[row["setting"]] = max(tops[row["setting"]], row["layer"])
@@ -101,7 +105,7 @@ def fan_out_figures(means: Table) -> "list[Figure]":
             rows,
             id="fan-out",
             title="How much the top hidden layer's nodes are read",
-            caption="Mean norm of the weights that read a node: the teacher nodes' best students, and others.",
+            caption=f"{caption}{left_out(diverged)}",
             x="epoch",
             y="norm",
             series="line",
