@@ -75,7 +75,12 @@ def ranking(  # noqa: PLR0913 - names, values and series are named columns, each
         figure.add_vline(
             x=float(line["value"]),
             line={"color": colours.get(line.get("series"), MUTED), "width": 1.4, "dash": "dash"},
-            annotation={"text": label(line["label"]), "font": {"size": 11, "color": MUTED}, "yshift": 14 * place},
+            annotation={
+                "text": label(line["label"]),
+                "font": {"size": 11, "color": MUTED},
+                "yanchor": "bottom",
+                "yshift": 14 * place,
+            },
             annotation_position=f"bottom {side}",
         )
     heading = x_title or value

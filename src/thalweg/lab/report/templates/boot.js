@@ -38,6 +38,7 @@ const main = async () => {
       toImageButtonOptions: { format: "svg", filename: plot.dataset.name },
     };
     const layout = arranged({ ...spec.layout, autosize: true }, plot.clientWidth);
+    plot.style.minHeight = (layout.height || 420) + "px"; // no blank below a low picture
     return Plotly.react(plot, spec.data, layout, config);
   };
   for (const plot of plots) {
