@@ -331,9 +331,16 @@ def test_what_is_refused_is_said_in_a_line(words: list[str], line: str, capsys: 
     assert capsys.readouterr().err.startswith(line)
 
 
-def test_convolutional_students_without_batchnorm_have_a_rate_of_their_own() -> None:
+def test_convolutional_students_have_rates_of_their_own() -> None:
     preset = FallPreset(learning_rate=0.05, cnn_learning_rate=1e-3)
     rates = {(kind, norm): preset.of_kind(kind, norm).learning_rate for kind in ("fc", "cnn") for norm in WORDS}
     assert rates.pop(("cnn", "none")) == 1e-3
     assert set(rates.values()) == {0.05}
+    preset = FallPreset(cnn_norm_learning_rate=1e-2)
+    assert {norm: preset.of_kind("cnn", norm).learning_rate for norm in WORDS} == {
+        "none": 1e-4,
+        "after_relu": 1e-2,
+        "before_relu": 1e-2,
+    }
+    assert preset.of_kind("fc", "after_relu").learning_rate == 0.05
     assert FallPreset(cnn_learning_rate=None).of_kind("cnn", "none").learning_rate == 0.05

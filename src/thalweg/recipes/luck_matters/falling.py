@@ -51,6 +51,8 @@ class FallPreset(Preset):
     cnn_learning_rate: float | None = Field(default=1e-4, gt=0)
     """Of convolutional students without BatchNorm, which diverge at the authors' 0.05 and 0.01 (ours). None: as of
     the others."""
+    cnn_norm_learning_rate: float | None = Field(default=None, gt=0)
+    """Of convolutional students with BatchNorm (ours). None: as of the others, the authors'."""
     num_seeds: int = Field(default=5, ge=1)
     """Teachers, each with a student (the paper)."""
     eval_samples: int = Field(default=1024, ge=2)
@@ -63,9 +65,8 @@ class FallPreset(Preset):
 
     def of_kind(self, kind: Kind, norm: Norm) -> Self:
         """Give the parameters for students of one kind."""
-        if kind == "fc" or norm != "none" or self.cnn_learning_rate is None:
-            return self
-        return self.model_copy(update={"learning_rate": self.cnn_learning_rate})
+        rate = self.cnn_learning_rate if norm == "none" else self.cnn_norm_learning_rate
+        return self if kind == "fc" or rate is None else self.model_copy(update={"learning_rate": rate})
 
     @property
     def epoch_steps(self) -> int:
