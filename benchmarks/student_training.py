@@ -11,7 +11,7 @@ What: fully connected students, ten times as wide as their teachers, batches of 
 
 They alternate within each round; medians; the first round warms up.
 
-Run: `python benchmarks/student_training.py [--rounds 5] [--size small]`.
+Run: `python benchmarks/student_training.py [--rounds 5] [--size small] [--norm after_relu]`.
 
 Measured on an idle x86-64 server (16 cores, AVX-512), torch 2.11.0, Python 3.12.3, one thread, n = 7 rounds, CPU
 seconds:
@@ -36,6 +36,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import nn
@@ -52,16 +53,18 @@ SIZES = {"small": ((10, 15, 20, 25), 20_000), "large": ((50, 75, 100, 125), 10_0
 class Model(nn.Module):
     """The authors' form: linear layers in a list, each followed by a ReLU, and one more at the end."""
 
-    def __init__(self, widths: list[int]) -> None:
+    def __init__(self, widths: list[int], *, has_norm: bool = False) -> None:
         super().__init__()
         pairs = list(itertools.pairwise(widths))
         self.layers = nn.ModuleList([nn.Linear(old, new) for old, new in pairs])
         self.relus = nn.ModuleList([nn.ReLU() for _ in pairs[1:]])
+        norms = [nn.BatchNorm1d(new, affine=False) if has_norm else nn.Identity() for _, new in pairs[:-1]]
+        self.norms = nn.ModuleList(norms)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Apply the layers."""
-        for layer, relu in zip(self.layers, self.relus, strict=False):
-            x = relu(layer(x))
+        for layer, relu, norm in zip(self.layers, self.relus, self.norms, strict=False):
+            x = norm(relu(layer(x)))
         made: torch.Tensor = self.layers[-1](x)
         return made
 
@@ -110,9 +113,9 @@ def medians(actions: dict[str, Callable[[], object]], rounds: int, clock: Callab
     return found
 
 
-def copied(module: nn.Module, widths: list[int]) -> Model:
+def copied(module: nn.Module, widths: list[int], *, has_norm: bool = False) -> Model:
     """The same weights in the authors' form."""
-    made = Model(widths)
+    made = Model(widths, has_norm=has_norm)
     values = [p.detach() for p in module.parameters()]
     with torch.no_grad():
         for param, value in zip(made.parameters(), values, strict=True):
@@ -120,7 +123,7 @@ def copied(module: nn.Module, widths: list[int]) -> Model:
     return made
 
 
-def compare(name: str, rounds: int) -> None:
+def compare(name: str, rounds: int, norm: Literal["none", "after_relu"]) -> None:
     hidden, samples = SIZES[name]
     steps = samples // BATCH
     teacher = relu_mlp(hidden)
@@ -129,10 +132,10 @@ def compare(name: str, rounds: int) -> None:
     for seed in range(SEEDS):
         with torch.random.fork_rng():
             torch.default_generator.manual_seed(seed)
-            students.append(widened(teacher))
+            students.append(widened(teacher, norm=norm))
     inputs = 10 * torch.randn(samples, 20, generator=torch.Generator().manual_seed(0))
     narrow, wide = [20, *hidden, 100], [20, *(10 * width for width in hidden), 100]
-    slow_teacher, slow = copied(teacher, narrow), copied(students[0], wide)
+    slow_teacher, slow = copied(teacher, narrow), copied(students[0], wide, has_norm=norm != "none")
 
     def ours(count: int, engine: str = "fused", workers: int = 1) -> None:
         sources = [FiniteSet(inputs, seed=k) for k in range(count)]
@@ -146,7 +149,7 @@ def compare(name: str, rounds: int) -> None:
         for _ in range(SEEDS):
             theirs(slow_teacher, slow, inputs)
 
-    print(f"\n{name}: {samples:,} samples, student {'-'.join(map(str, wide))}")
+    print(f"\n{name}: {samples:,} samples, student {'-'.join(map(str, wide))}, BatchNorm: {norm}")
     alone: dict[str, Callable[[], object]] = {
         "theirs": lambda: theirs(slow_teacher, slow, inputs),
         "ours": lambda: ours(1),
@@ -172,12 +175,13 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--size", choices=[*SIZES, "both"], default="both")
+    parser.add_argument("--norm", choices=["none", "after_relu"], default="none", help="the students' BatchNorm")
     given = parser.parse_args()
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}, Python {sys.version.split()[0]}, {platform.machine()}, {os.cpu_count()} cores")
     print(f"load average at the start: {os.getloadavg()[0]:.1f}")
     for name in SIZES if given.size == "both" else [given.size]:
-        compare(name, given.rounds)
+        compare(name, given.rounds, given.norm)
 
 
 if __name__ == "__main__":

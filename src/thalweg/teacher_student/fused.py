@@ -145,24 +145,35 @@ class _Hidden:
 
 
 class _Norm:
-    """A BatchNorm1d that is training."""
+    """A BatchNorm1d that is training.
+
+    Sums over the batch are products with a row of numbers. Mean and variance, over batch - 1 as torch keeps it, are
+    one matrix, so that both running ones take their step at once.
+    """
 
     def __init__(self, norm: BatchNorm, name: str, batch_size: int) -> None:
-        self._name, self._size, self._eps = name, batch_size, norm.eps
-        self._momentum = float(norm.momentum or 0.0)
+        self._name, self._size = name, batch_size
+        self._momentum, self._unbiased = float(norm.momentum or 0.0), batch_size / (batch_size - 1)
         self._values = {key: value.detach().clone() for key, value in norm.state_dict().items()}
         self._weight, self._bias = self._values.get("weight"), self._values.get("bias")
         mean = self._values["running_mean"]
-        self._scaled = _buffer(mean, batch_size, len(mean))
+        self._running = torch.stack([mean, self._values["running_var"]])
+        self._own, self._steps = torch.zeros_like(self._running), 0
+        self._share, self._rest = (mean.new_full((batch_size,), 1 / n) for n in (batch_size, batch_size - 1))
+        self._least = torch.full_like(mean, norm.eps)
+        self._scaled, self._product = _buffer(mean, batch_size, len(mean)), _buffer(mean, batch_size, len(mean))
         self._factor = mean
 
     def forward(self, z: Float[Tensor, "batch nodes"], out: Float[Tensor, "batch nodes"]) -> None:
-        variance, mean = torch.var_mean(z, 0, correction=0)
-        self._values["running_mean"].lerp_(mean, self._momentum)
-        self._values["running_var"].lerp_(variance * (self._size / (self._size - 1)), self._momentum)
-        self._values["num_batches_tracked"] += 1
-        self._factor = (variance + self._eps).rsqrt_()
-        torch.sub(z, mean, out=self._scaled).mul_(self._factor)
+        mean, variance = self._own
+        torch.mv(z.t(), self._share, out=mean)
+        torch.sub(z, mean, out=self._scaled)
+        torch.mul(self._scaled, self._scaled, out=self._product)
+        torch.mv(self._product.t(), self._rest, out=variance)
+        self._running.lerp_(self._own, self._momentum)
+        self._steps += 1
+        self._factor = torch.add(self._least, variance, alpha=1 / self._unbiased).rsqrt_()
+        self._scaled.mul_(self._factor)
         if self._weight is None or self._bias is None:
             out.copy_(self._scaled)
         else:
@@ -170,15 +181,19 @@ class _Norm:
 
     def backward(self, g: Float[Tensor, "batch nodes"], scale: float) -> None:
         """Turn ∂J/∂y into ∂J/∂z, in place: γ/σ·P⊥ of it, off the ones and off z; and take the step of γ and β."""
-        of_bias, of_weight = g.sum(0), (g * self._scaled).sum(0)
-        g.sub_(of_bias / self._size).addcmul_(self._scaled, of_weight, value=-1 / self._size).mul_(self._factor)
+        torch.mul(g, self._scaled, out=self._product)
+        of_bias, of_weight = torch.mv(g.t(), self._share), torch.mv(self._product.t(), self._share)
+        g.sub_(of_bias).addcmul_(self._scaled, of_weight, value=-1).mul_(self._factor)
         if self._weight is not None and self._bias is not None:
             g.mul_(self._weight)
-            self._weight.sub_(of_weight, alpha=scale)
-            self._bias.sub_(of_bias, alpha=scale)
+            self._weight.sub_(of_weight, alpha=scale * self._size)
+            self._bias.sub_(of_bias, alpha=scale * self._size)
 
     def state(self) -> dict[str, Tensor]:
-        return {f"{self._name}.{key}": value for key, value in self._values.items()}
+        mean, variance = self._running
+        found = {"running_mean": mean, "running_var": variance}
+        found["num_batches_tracked"] = self._values["num_batches_tracked"] + self._steps
+        return {f"{self._name}.{key}": found.get(key, value) for key, value in self._values.items()}
 
 
 def is_fusable(student: nn.Module) -> bool:
