@@ -121,15 +121,15 @@ class _Hidden:
         if layer.norm is not None:
             self._norm = _Norm(layer.norm, names[id(layer.norm)], batch_size)
         self._rectified = whole if self._place != "after_relu" else torch.zeros_like(whole)
+        self._linear = self._rectified[:, :width]  # before the ReLU, and after it
 
     def forward(self, h: Tensor) -> Tensor:
-        rectified = self._rectified[:, : self._made.shape[1]]
-        torch.mm(h, self.dense.transposed, out=rectified)
+        torch.mm(h, self.dense.transposed, out=self._linear)
         if self._norm is not None and self._place == "before_relu":
-            self._norm.forward(rectified, self._made)
+            self._norm.forward(self._linear, self._made)
         self._rectified.relu_()
         if self._norm is not None and self._place == "after_relu":
-            self._norm.forward(rectified, self._made)
+            self._norm.forward(self._linear, self._made)
         return self.read
 
     def backward(self, scale: float) -> Tensor:
