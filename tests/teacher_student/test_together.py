@@ -70,9 +70,12 @@ def test_progress_reaches_the_end_where_students_diverge(
 @pytest.mark.parametrize(("threads", "each"), [(2, 1), (5, 2)])
 def test_students_share_torchs_threads_where_their_sources_are_known_to_be_apart(threads: int, each: int) -> None:
     seen: dict[int, tuple[int, int]] = {}
+    both = threading.Barrier(2)
 
     class Watched(GaussianStream):
         def __call__(self, count: int) -> Tensor:
+            if id(self) not in seen:  # neither goes on before the other has begun
+                both.wait(timeout=60)
             seen[id(self)] = threading.get_ident(), torch.get_num_threads()
             return super().__call__(count)
 
@@ -81,7 +84,7 @@ def test_students_share_torchs_threads_where_their_sources_are_known_to_be_apart
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        several(2, sources=sources)
+        several(2, sources=sources, observe_at=[])
         assert torch.get_num_threads() == threads
         together = dict(seen)
         several(2, sources=[lambda count, source=source: source(count) for source in sources])
