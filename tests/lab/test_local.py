@@ -89,6 +89,7 @@ def test_what_cannot_travel_comes_back_in_words(work):
 
 def test_ctrl_c_ends_the_workers_at_once(work, toys):
     code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored behind a shell's &
         f"import sys; sys.path.insert(0, {str(toys.parent)!r})\n"
         f"from {toys.name}.work import sleep\nfrom thalweg.lab.sweeps.local import LocalExecutor\n"
         "list(LocalExecutor(2).run(sleep, [1, 2]))"

@@ -167,6 +167,7 @@ def script(tmp_path: Path, guard: str) -> Path:
     path = tmp_path / "slow.py"
     path.write_text(
         textwrap.dedent("""
+            import signal
             import sys
             import torch
             from torch import nn
@@ -174,6 +175,7 @@ def script(tmp_path: Path, guard: str) -> Path:
             from thalweg.probes.slices import line
 
             def main():
+                signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run behind &
                 objective = Objective(nn.Linear(300, 2), nn.CrossEntropyLoss(),
                                       (torch.ones(9000, 300), torch.zeros(9000, dtype=torch.int64)))
                 told = lambda fraction, text: print(fraction, flush=True)
