@@ -23,9 +23,17 @@ seconds:
 times for the large one, where they allow 1.35 (the goal was 1.3). Ours takes 1.37 and 1.15 of the floor. Several
 students in one call cost what they cost one by one: their products are too large for a common one to gain.
 
-On a shared machine with 2 cores (AVX2), torch 2.13.0: small 0.956 against 0.457, floor 0.396 (2.09 of 2.41 times);
-large 4.713 against 4.178, floor 3.666, before rows were padded to 16 numbers (which took its step from 43.9 to
-26.8 ms).
+That was before students learned side by side. On a shared machine with 2 cores (AVX2), torch 2.13.0, medians of 5 rounds
+(3 for the large one), in CPU seconds, and in wall seconds for five students:
+
+    small         theirs 1.190   ours 0.521 (2.28 times)   products alone 0.420 (2.83)
+                  five: 7.36     2 at a time 1.97 (3.74)   one by one 2.79 (2.64)
+    with BatchNorm        1.477   ours 0.789 (1.87)         products alone 0.437
+                  five: 9.33     2 at a time 3.94 (2.37)   one by one 4.36 (2.14)
+    large         theirs 6.067   ours 4.341 (1.40)         products alone 4.751 (1.28)
+
+The machine is noisy: an earlier run the same day gave 2.41 times for the small one and 1.14 for the large one, whose
+products allowed 3.49 and 1.17.
 """
 
 import argparse
