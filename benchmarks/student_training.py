@@ -23,8 +23,8 @@ seconds:
 times for the large one, where they allow 1.35 (the goal was 1.3). Ours takes 1.37 and 1.15 of the floor. Several
 students in one call cost what they cost one by one: their products are too large for a common one to gain.
 
-That was before students learned side by side. On a shared machine with 2 cores (AVX2), torch 2.13.0, medians of 5 rounds
-(3 for the large one), in CPU seconds, and in wall seconds for five students:
+That was before students learned side by side. On a shared machine with 2 cores (AVX2), torch 2.13.0, medians of 5
+rounds (3 for the large one), in CPU seconds, and in wall seconds for five students:
 
     small         theirs 1.190   ours 0.521 (2.28 times)   products alone 0.420 (2.83)
                   five: 7.36     2 at a time 1.97 (3.74)   one by one 2.79 (2.64)
