@@ -32,8 +32,9 @@ rounds (3 for the large one), in CPU seconds, and in wall seconds for five stude
                   five: 9.33     2 at a time 3.94 (2.37)   one by one 4.36 (2.14)
     large         theirs 6.067   ours 4.341 (1.40)         products alone 4.751 (1.28)
 
-The machine is noisy: an earlier run the same day gave 2.41 times for the small one and 1.14 for the large one, whose
-products allowed 3.49 and 1.17.
+That large products alone take longer than ours, whose rows are padded, says that they are a floor for plain matrices
+only, and that the machine is noisy: an earlier run the same day gave 2.41 times for the small one and 1.14 for the
+large one, whose products allowed 3.49 and 1.17.
 """
 
 import argparse

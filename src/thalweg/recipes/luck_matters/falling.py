@@ -374,5 +374,5 @@ def require_some(tables: Mapping[str, Table]) -> None:
     if not tables["layers"]:
         raise NumericalError(
             f"Expected a training that ends finite. Got NaN or infinity in all {len(tables['diverged'])}. Take "
-            "smaller rates: learning_rate=… and cnn_learning_rate=…."
+            "smaller rates: learning_rate=…, of convolutional ones cnn_learning_rate=… and cnn_norm_learning_rate=…."
         )
